@@ -1,1 +1,9 @@
-//! Standpipe.
+//! Standpipe streams training data from S3.
+
+pub mod buffer;
+pub mod checksum;
+pub mod client;
+pub mod error;
+pub mod metrics;
+pub mod object;
+pub mod runtime;

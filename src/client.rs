@@ -1,0 +1,70 @@
+//! Where bytes come from: one read-only trait, and behaviour added by wrapping.
+//!
+//! [`ObjectClient`] is the seam of the crate. Implementations read S3, local files or memory; decorators retry, limit
+//! and inject faults. One conformance suite (`tests/it/conformance.rs`) runs over every implementation and decorator.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+use crate::buffer::PartBuf;
+use crate::checksum::Checksum;
+use crate::error::Result;
+use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
+
+mod memory;
+
+pub use memory::MemoryClient;
+
+/// Reads objects. Shared as `Arc<dyn ObjectClient>`: one virtual call per part.
+pub trait ObjectClient: Debug + Send + Sync + 'static {
+    /// Asks for an object's size, ETag and checksum without its bytes.
+    fn head<'a>(&'a self, uri: &'a ObjectUri) -> BoxFuture<'a, Result<ObjectMeta>>;
+
+    /// Fills `into` from `range` of exactly this version of the object.
+    ///
+    /// The first `into.filled().len()` bytes of the range are there already: a retry asks only for the rest. On
+    /// success `into` holds the whole range, or all bytes up to the object's end when `id.size_bytes` is unknown and
+    /// the object ends inside the range. On an error, what had arrived stays in `into`. When `id.etag` is set and the
+    /// object has another one, the error is [`Error::Changed`](crate::error::Error::Changed).
+    fn get<'a>(
+        &'a self,
+        id: &'a ObjectId,
+        range: ByteRange,
+        into: &'a mut PartBuf,
+    ) -> BoxFuture<'a, Result<GetMeta>>;
+
+    /// Lists what lies under a prefix, in the server's order, page by page as the stream is polled.
+    fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>>;
+}
+
+/// How far a listing goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Every object whose key starts with the prefix.
+    All,
+    /// One level: objects without a further `/`, and the common prefixes of the others.
+    OneLevel,
+}
+
+/// One line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListEntry {
+    /// An object.
+    Object(ObjectMeta),
+    /// A common prefix, ending in `/`; only with [`Depth::OneLevel`].
+    Prefix(ObjectUri),
+}
+
+/// What an answer says beside the bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetMeta {
+    /// The ETag of the version that was read.
+    pub etag: Option<Arc<str>>,
+    /// The object's whole length.
+    pub size_bytes: u64,
+    /// The whole object's CRC, when the server told it.
+    pub checksum: Option<Checksum>,
+}

@@ -1,0 +1,324 @@
+//! What can go wrong, said so that the reader can act: every error names its object and offset.
+//!
+//! `Display` is one line without the cause; causes are on the [`source`](std::error::Error::source) chain. The
+//! remedy, where there is one, is [`Error::fix`]. Each edge (exit code, errno, exception) keeps its own table.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A cause from another library, shared so that [`Error`] is `Clone`.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+/// What the server said: enough for a support case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status; 0 when no HTTP answer exists (a local file, say).
+    pub status: u16,
+    /// The service's error code, such as `NoSuchKey`.
+    pub code: Option<String>,
+    /// The service's own sentence.
+    pub message: Option<String>,
+    /// `x-amz-request-id`.
+    pub request_id: Option<String>,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.status == 0 {
+            return f.write_str(self.message.as_deref().unwrap_or("no answer"));
+        }
+        write!(f, "HTTP {}", self.status)?;
+        if let Some(code) = &self.code {
+            write!(f, " {code}")?;
+        }
+        if let Some(message) = &self.message {
+            write!(f, ": {message}")?;
+        }
+        if let Some(id) = &self.request_id {
+            write!(f, " (request id {id})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything this crate can fail with.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The bucket, key or version does not exist.
+    #[error("{uri}: not found ({answer})")]
+    NotFound {
+        /// The object or prefix.
+        uri: String,
+        /// What the server said.
+        answer: Answer,
+    },
+    /// The credentials, or their absence, do not allow the read.
+    #[error("{uri}: permission denied ({answer})")]
+    PermissionDenied {
+        /// The object or prefix.
+        uri: String,
+        /// What the server said.
+        answer: Answer,
+    },
+    /// The object was replaced while it was being read; no byte of the new version was delivered.
+    #[error("{uri}: the object changed while it was read: expected {expected}, found {found}")]
+    Changed {
+        /// The object.
+        uri: String,
+        /// The ETag that the read began with.
+        expected: String,
+        /// What is there now.
+        found: String,
+    },
+    /// The range lies beyond the object's end.
+    #[error("{uri}: no byte at offset {offset} ({answer})")]
+    RangeNotSatisfiable {
+        /// The object.
+        uri: String,
+        /// First byte asked for.
+        offset: u64,
+        /// What the server said.
+        answer: Answer,
+    },
+    /// The bytes are not what they claim to be: a checksum, a length or a header lies.
+    #[error("{uri}: corrupt at offset {offset}: {reason}")]
+    Corrupt {
+        /// The object.
+        uri: String,
+        /// Where the bad bytes start.
+        offset: u64,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// The service asked for fewer requests (503 `SlowDown`, 429).
+    #[error("{uri}: throttled ({answer})")]
+    Throttled {
+        /// The object or prefix.
+        uri: String,
+        /// What the server said.
+        answer: Answer,
+    },
+    /// The service failed (5xx, `RequestTimeout`): asking again may help.
+    #[error("{uri}: server error at offset {offset} ({answer})")]
+    Server {
+        /// The object or prefix.
+        uri: String,
+        /// First byte not yet received.
+        offset: u64,
+        /// What the server said.
+        answer: Answer,
+    },
+    /// The service refused the request for a reason that asking again does not change.
+    #[error("{uri}: refused ({answer})")]
+    Refused {
+        /// The object or prefix.
+        uri: String,
+        /// What the server said.
+        answer: Answer,
+    },
+    /// The connection failed or broke.
+    #[error("{uri}: connection failed at offset {offset}")]
+    Network {
+        /// The object or prefix.
+        uri: String,
+        /// First byte not yet received.
+        offset: u64,
+        /// The transport's error.
+        source: Cause,
+    },
+    /// The answer was not the HTTP that was asked for; its connection was closed.
+    #[error("{uri}: bad HTTP answer at offset {offset}: {reason}")]
+    Protocol {
+        /// The object or prefix.
+        uri: String,
+        /// First byte not yet received.
+        offset: u64,
+        /// What was wrong.
+        reason: String,
+    },
+    /// No progress for the time allowed.
+    #[error("{uri}: no progress for {idle:?} at offset {offset}")]
+    Stalled {
+        /// The object or prefix.
+        uri: String,
+        /// First byte not yet received.
+        offset: u64,
+        /// How long nothing came.
+        idle: Duration,
+    },
+    /// The server's certificate was not accepted, or TLS failed.
+    #[error("{endpoint}: TLS failed: {reason}")]
+    Tls {
+        /// Host and port.
+        endpoint: String,
+        /// Which certificate failed and why.
+        reason: String,
+    },
+    /// No usable credentials were found.
+    #[error("no usable AWS credentials: {reason}")]
+    Credentials {
+        /// What each provider said.
+        reason: String,
+    },
+    /// A setting or an argument is not usable.
+    #[error("{key}: {reason}")]
+    Config {
+        /// The setting, flag or argument.
+        key: String,
+        /// Why not, and what would do.
+        reason: String,
+    },
+    /// A local file, pipe or directory failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The local path.
+        path: PathBuf,
+        /// The system's error.
+        source: Arc<std::io::Error>,
+    },
+    /// Retries were used up; the source is the last error.
+    #[error("gave up after {attempts} attempts in {elapsed:.1?}")]
+    RetriesExhausted {
+        /// Attempts without progress, the first included.
+        attempts: u32,
+        /// Time since the last progress.
+        elapsed: Duration,
+        /// The last attempt's error.
+        source: Box<Error>,
+    },
+    /// The reader was closed, or the process is shutting down.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// An unusable setting.
+    pub fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Config {
+            key: key.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A local file's failure.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            source: Arc::new(source),
+        }
+    }
+
+    /// Whether the same request may succeed when sent again.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::Throttled { .. }
+                | Self::Server { .. }
+                | Self::Network { .. }
+                | Self::Protocol { .. }
+                | Self::Stalled { .. }
+        )
+    }
+
+    /// The error without the retry wrapper around it.
+    pub fn root(&self) -> &Error {
+        match self {
+            Self::RetriesExhausted { source, .. } => source.root(),
+            other => other,
+        }
+    }
+
+    /// What the reader of this error can do about it, in one sentence.
+    pub fn fix(&self) -> Option<&'static str> {
+        Some(match self.root() {
+            Self::NotFound { .. } => {
+                "check the bucket, the key and the region; `standpipe ls` shows what is there"
+            }
+            Self::PermissionDenied { answer, .. } => match answer.code.as_deref() {
+                Some("RequestTimeTooSkewed") => {
+                    "set this host's clock: it differs from the server's by more than 15 minutes"
+                }
+                Some("SignatureDoesNotMatch" | "InvalidAccessKeyId") => {
+                    "check the access key and secret (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or --profile)"
+                }
+                Some("ExpiredToken") => {
+                    "the session token has expired: sign in again (`aws sso login`) or renew the credentials"
+                }
+                _ => {
+                    "the caller needs s3:GetObject on the objects and s3:ListBucket on the bucket; public data needs --no-sign-request, requester-pays buckets --request-payer requester"
+                }
+            },
+            Self::Changed { .. } => {
+                "write new data under new keys, or restart the epoch once the writer is done"
+            }
+            Self::Corrupt { .. } => {
+                "read the object again with another tool; if it is sound there, report this as a bug"
+            }
+            Self::Throttled { .. } => {
+                "lower --concurrency, or spread the data over more key prefixes"
+            }
+            Self::Network { .. } | Self::Stalled { .. } => {
+                "check the network, the endpoint (--endpoint-url) and the proxy settings"
+            }
+            Self::Tls { .. } => {
+                "name the CA that signed the endpoint's certificate with --ca-bundle or AWS_CA_BUNDLE"
+            }
+            Self::Credentials { .. } => {
+                "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws sso login`, or pass --no-sign-request for public data"
+            }
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_shows_status_code_message_and_request_id() {
+        let answer = Answer {
+            status: 404,
+            code: Some("NoSuchKey".into()),
+            message: Some("The specified key does not exist.".into()),
+            request_id: Some("R1".into()),
+        };
+        let error = Error::NotFound {
+            uri: "s3://b/k".into(),
+            answer,
+        };
+        assert_eq!(
+            error.to_string(),
+            "s3://b/k: not found (HTTP 404 NoSuchKey: The specified key does not exist. (request id R1))"
+        );
+        assert!(error.fix().is_some() && !error.is_retryable());
+    }
+
+    #[test]
+    fn exhausted_retries_keep_the_last_error_as_source_and_its_fix() {
+        let last = Error::Stalled {
+            uri: "s3://b/k".into(),
+            offset: 7,
+            idle: Duration::from_secs(5),
+        };
+        let error = Error::RetriesExhausted {
+            attempts: 8,
+            elapsed: Duration::from_secs(12),
+            source: Box::new(last),
+        };
+        assert!(!error.is_retryable());
+        assert!(
+            std::error::Error::source(&error)
+                .unwrap()
+                .to_string()
+                .contains("offset 7")
+        );
+        assert_eq!(error.fix(), error.root().fix());
+    }
+}

@@ -1,0 +1,309 @@
+//! What the engine counts, and the one-line answer to "why is it slow?".
+//!
+//! Counters are relaxed atomics: a few nanoseconds each, read by [`Metrics::snapshot`] at any time. Bytes are
+//! conserved: `received == delivered + wasted + in flight or ready`.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Adds a duration, in nanoseconds.
+    pub fn add_time(&self, time: Duration) {
+        self.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that grows and shrinks; it never goes below zero while every `sub` follows its `add`.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Takes `n` away.
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Relaxed);
+    }
+
+    /// Sets it.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+const BUCKETS: usize = 128;
+
+/// Durations in quarter-octave buckets from 1 us up: a quantile is within 19 % of the truth.
+#[derive(Debug)]
+pub struct Histogram([AtomicU64; BUCKETS]);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl Histogram {
+    /// Counts one duration.
+    pub fn record(&self, time: Duration) {
+        let micros = (time.as_secs_f64() * 1e6).max(1.0);
+        let bucket = ((micros.log2() * 4.0) as usize).min(BUCKETS - 1);
+        self.0[bucket].fetch_add(1, Relaxed);
+    }
+
+    /// The upper edge of the bucket that holds quantile `q` (0 to 1); zero when nothing was counted.
+    pub fn quantile(&self, q: f64) -> Duration {
+        let counts: Vec<u64> = self.0.iter().map(|n| n.load(Relaxed)).collect();
+        let total: u64 = counts.iter().sum();
+        let rank = ((total as f64 * q).ceil() as u64).max(1);
+        let mut seen = 0;
+        for (bucket, count) in counts.iter().enumerate() {
+            seen += count;
+            if seen >= rank {
+                return Duration::from_secs_f64(2f64.powf((bucket + 1) as f64 / 4.0) / 1e6);
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident,)*) => {
+        /// The live counters, shared by a client, an engine and the mode above them.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $($(#[$doc])* pub $name: $kind,)*
+            /// Time from sending a request to its first byte.
+            pub first_byte: Histogram,
+            /// Time from sending a request to its last byte.
+            pub request_time: Histogram,
+        }
+
+        /// The counters at one moment.
+        #[derive(Debug, Clone, Default, serde::Serialize)]
+        #[non_exhaustive]
+        pub struct Snapshot {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Median time to the first byte, microseconds.
+            pub first_byte_p50_us: u64,
+            /// 99th percentile of the time to the first byte, microseconds.
+            pub first_byte_p99_us: u64,
+            /// 99th percentile of the time to the last byte, microseconds.
+            pub request_time_p99_us: u64,
+        }
+
+        impl Metrics {
+            /// Reads every counter.
+            pub fn snapshot(&self) -> Snapshot {
+                let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+                Snapshot {
+                    $($name: self.$name.get(),)*
+                    first_byte_p50_us: micros(self.first_byte.quantile(0.5)),
+                    first_byte_p99_us: micros(self.first_byte.quantile(0.99)),
+                    request_time_p99_us: micros(self.request_time.quantile(0.99)),
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Body bytes read from the network or a file.
+    bytes_received: Counter,
+    /// Bytes handed to consumers.
+    bytes_delivered: Counter,
+    /// Bytes received and thrown away, because a reader was closed, a range was skipped or an attempt restarted.
+    bytes_wasted: Counter,
+    /// Requests sent, retries included.
+    requests: Counter,
+    /// Requests under way.
+    requests_in_flight: Gauge,
+    /// Attempts after the first.
+    retries: Counter,
+    /// Answers that asked for fewer requests (503 `SlowDown`, 429).
+    throttles: Counter,
+    /// Nanoseconds that requests waited because the server had throttled.
+    throttle_wait_ns: Counter,
+    /// Connections opened.
+    connections_opened: Counter,
+    /// Requests sent on a connection that had served another.
+    connections_reused: Counter,
+    /// Connections closed by an error or a broken rule, not by age.
+    connections_dropped: Counter,
+    /// Objects whose checksum was compared and agreed.
+    checksums_verified: Counter,
+    /// Objects whose checksum disagreed.
+    checksums_bad: Counter,
+    /// Objects for which the server offered no checksum that could be compared.
+    checksums_unverified: Counter,
+    /// Bytes of memory that the budget has given out.
+    reserved_bytes: Gauge,
+    /// The part of it that consumers hold.
+    lent_bytes: Gauge,
+    /// Bytes that were handed out beyond the budget, because one consumer held all of it and asked for more.
+    overdraft_bytes: Counter,
+    /// Bytes of memory that the pool has mapped.
+    pool_mapped_bytes: Gauge,
+    /// Buffers taken warm from the pool.
+    pool_hits: Counter,
+    /// Buffers that had to be mapped.
+    pool_misses: Counter,
+    /// How many requests the engine lets fly at once.
+    concurrency_target: Gauge,
+    /// Nanoseconds that consumers waited for data.
+    consumer_stall_ns: Counter,
+    /// Nanoseconds in which some consumer had data waiting and the engine had to pause for lack of memory.
+    producer_stall_ns: Counter,
+    /// Nanoseconds that writes to pipes, files or the standard output blocked.
+    sink_wait_ns: Counter,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bottleneck {
+    /// Consumers waited for bytes: latency, bandwidth or too few requests in flight.
+    Network,
+    /// The server asked for fewer requests.
+    Throttled,
+    /// Bytes waited for the consumer: the loader is not the limit.
+    Consumer,
+    /// Writing to disk was the limit.
+    Disk,
+}
+
+/// The answer to "why is it slow?".
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Verdict {
+    /// Where the time went.
+    pub bottleneck: Bottleneck,
+    /// The share of the time in which the consumer waited for bytes, 0 to 1.
+    pub stall_share: f64,
+    /// One sentence with the number behind it and the knob to turn.
+    pub advice: String,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.advice)
+    }
+}
+
+/// What a mode writes into; it decides whether a waiting sink means "consumer" or "disk".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sink {
+    /// A program reads the bytes.
+    Consumer,
+    /// They go to local files.
+    Disk,
+}
+
+impl Snapshot {
+    /// Judges a run of `elapsed` with `streams` consumers: a pure function of the counters.
+    pub fn verdict(&self, elapsed: Duration, streams: u32, sink: Sink) -> Verdict {
+        let available_ns = (elapsed.as_nanos() as f64 * f64::from(streams.max(1))).max(1.0);
+        let stall_share = (self.consumer_stall_ns as f64 / available_ns).min(1.0);
+        let sink_share = (self.sink_wait_ns as f64 / available_ns).min(1.0);
+        let percent = |share: f64| (share * 100.0).round();
+        let (bottleneck, advice) = if self.throttles > 0 && stall_share > 0.1 {
+            (
+                Bottleneck::Throttled,
+                format!(
+                    "the server throttled {} of {} requests, and the consumer waited {}% of the time: lower --concurrency or spread the data over more prefixes",
+                    self.throttles,
+                    self.requests,
+                    percent(stall_share)
+                ),
+            )
+        } else if stall_share > 0.1 && stall_share >= sink_share {
+            (
+                Bottleneck::Network,
+                format!(
+                    "the network was the limit: the consumer waited {}% of the time; more --concurrency helps until the link is full (`standpipe bench` finds where)",
+                    percent(stall_share)
+                ),
+            )
+        } else if sink == Sink::Disk {
+            (
+                Bottleneck::Disk,
+                format!(
+                    "the disk was the limit: writing took {}% of the time; use a faster disk, or Pipe mode and no disk",
+                    percent(sink_share)
+                ),
+            )
+        } else {
+            (
+                Bottleneck::Consumer,
+                format!(
+                    "the consumer was the limit: it waited for data {}% of the time, the loader waited for it {}%",
+                    percent(stall_share),
+                    percent(sink_share)
+                ),
+            )
+        };
+        Verdict {
+            bottleneck,
+            stall_share,
+            advice,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn quantiles_are_within_a_bucket() {
+        let histogram = Histogram::default();
+        assert_eq!(histogram.quantile(0.5), Duration::ZERO);
+        for millis in 1..=100 {
+            histogram.record(Duration::from_millis(millis));
+        }
+        let p50 = histogram.quantile(0.5).as_secs_f64();
+        assert!((0.050..0.060).contains(&p50), "{p50}");
+    }
+
+    fn judged(stall: f64, sink_wait: f64, throttles: u64, sink: Sink) -> Bottleneck {
+        let snapshot = Snapshot {
+            consumer_stall_ns: (stall * 1e9) as u64,
+            sink_wait_ns: (sink_wait * 1e9) as u64,
+            throttles,
+            ..Snapshot::default()
+        };
+        snapshot.verdict(SECOND, 1, sink).bottleneck
+    }
+
+    #[test]
+    fn the_verdict_names_whoever_was_waited_for() {
+        assert_eq!(judged(0.9, 0.1, 0, Sink::Consumer), Bottleneck::Network);
+        assert_eq!(judged(0.9, 0.1, 5, Sink::Consumer), Bottleneck::Throttled);
+        assert_eq!(judged(0.02, 0.9, 0, Sink::Consumer), Bottleneck::Consumer);
+        assert_eq!(judged(0.02, 0.9, 0, Sink::Disk), Bottleneck::Disk);
+    }
+}

@@ -1,0 +1,60 @@
+//! One Tokio runtime per process, started at first use and never used after a fork.
+//!
+//! A forked child inherits the runtime's memory but not its threads: anything that waits on it would wait forever.
+//! So the runtime is kept with the pid that made it, and a process with another pid makes its own and leaks the
+//! inherited one (dropping it would join threads that do not exist).
+
+use std::sync::Mutex;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+static RUNTIME: Mutex<Option<(u32, &'static Runtime)>> = Mutex::new(None);
+
+/// The process's runtime; started by the first call.
+///
+/// # Panics
+/// When the system refuses to start its threads.
+pub fn handle() -> Handle {
+    let pid = std::process::id();
+    let mut runtime = RUNTIME
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    match *runtime {
+        Some((owner, runtime)) if owner == pid => runtime.handle().clone(),
+        _ => {
+            let fresh: &'static Runtime = Box::leak(Box::new(start()));
+            *runtime = Some((pid, fresh));
+            fresh.handle().clone()
+        }
+    }
+}
+
+/// One reactor thread carries 8 to 20 Gb/s, and the consumer needs the other cores.
+fn worker_threads(cores: usize) -> usize {
+    (cores / 4).clamp(2, 8)
+}
+
+fn start() -> Runtime {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    Builder::new_multi_thread()
+        .worker_threads(worker_threads(cores))
+        .thread_name("standpipe")
+        .enable_all()
+        .build()
+        .expect("the system can start the runtime's threads")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_runtime_per_process() {
+        assert_eq!(handle().id(), handle().id());
+    }
+
+    #[test]
+    fn a_quarter_of_the_cores_within_bounds() {
+        assert_eq!([1, 2, 16, 192].map(worker_threads), [2, 2, 4, 8]);
+    }
+}
