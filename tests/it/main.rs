@@ -1,1 +1,5 @@
 //! One test binary.
+
+mod layering;
+mod semantics;
+mod source;
