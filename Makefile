@@ -6,7 +6,6 @@
 
 OUT ?= demo-out
 SOAK_BYTES ?= 100GiB
-PYTHON ?= python3
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,14 +14,13 @@ setup: ## check the tools, install what cargo and pip can install (nothing is do
 	@sh scripts/setup
 
 demo: fixtures ## stream the sample dataset through a FIFO into an unmodified reader, and draw the comparison
-	@sh scripts/setup build
 	cargo build --release --locked
 	target/release/standpipe demo --out $(OUT)
 	@echo "the picture and the numbers are in $(OUT)/:"
 	@ls $(OUT)
 
 test: setup ## run every check; CI runs this and nothing else
-	@$(PYTHON) scripts/check.py
+	@python3 scripts/check.py
 
 bench: ## measure this machine: criterion benches with their baselines in the same run (release build)
 	@sh scripts/setup build
@@ -33,7 +31,7 @@ soak: setup ## hours of faults in minutes: SOAK_BYTES=100GiB of data under a 5 %
 	    --profile soak -E 'test(/^soak::/)'
 
 lint: setup ## formatting, clippy, documentation, licences, Python
-	@$(PYTHON) scripts/check.py --only fmt clippy clippy-library docs licences python
+	@python3 scripts/check.py --only fmt clippy clippy-library docs licences python
 
 fmt: setup ## format Rust and Python
 	cargo fmt --all
@@ -45,7 +43,8 @@ docs: ## build the API documentation
 	@echo "target/doc/standpipe/index.html"
 
 fixtures: ## make the sample dataset (fixtures/data), if it is missing or stale
-	@$(PYTHON) fixtures/generate.py
+	@sh scripts/setup build
+	@python3 fixtures/generate.py
 
 clean: ## remove everything that was built or generated
 	cargo clean
