@@ -15,8 +15,10 @@ use crate::error::Result;
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 
 mod memory;
+mod s3;
 
 pub use memory::MemoryClient;
+pub use s3::{S3Client, S3Config, SseCustomerKey, Transport};
 
 /// Reads objects. Shared as `Arc<dyn ObjectClient>`: one virtual call per part.
 pub trait ObjectClient: Debug + Send + Sync + 'static {
