@@ -1,6 +1,7 @@
 //! One test binary.
 
 mod fixtures;
+mod hostile;
 mod layering;
 mod readers;
 mod semantics;
