@@ -6,4 +6,5 @@ pub mod client;
 pub mod error;
 pub mod metrics;
 pub mod object;
+pub mod prefetch;
 pub mod runtime;
