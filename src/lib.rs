@@ -8,3 +8,4 @@ pub mod metrics;
 pub mod object;
 pub mod prefetch;
 pub mod runtime;
+mod sync;
