@@ -15,6 +15,8 @@ use crate::error::Result;
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 
 mod memory;
+#[doc(hidden)]
+pub mod wire;
 
 pub use memory::MemoryClient;
 
