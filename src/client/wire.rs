@@ -36,10 +36,12 @@ mod chunked;
 mod conn;
 mod head;
 mod pool;
+mod tls;
 mod transport;
 mod watch;
 
 pub use head::{Head, Method};
+pub use tls::{tls_config, tls_config_with};
 
 use address::Addresses;
 use conn::Conn;
@@ -263,7 +265,7 @@ impl Wire {
     fn take_idle(&self, endpoint: &Endpoint) -> Option<Lent<'_>> {
         let now = Instant::now();
         loop {
-            let conn = self
+            let mut conn = self
                 .idle()
                 .get_mut(endpoint)?
                 .take(now, self.0.config.idle_timeout)?;

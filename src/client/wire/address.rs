@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::conn::Conn;
+use super::tls::TlsStream;
 use super::transport::Transport;
 use super::{Endpoint, Fault, WireConfig};
 
@@ -138,14 +139,18 @@ fn timed_out(what: String, within: Duration) -> io::Error {
 async fn open(
     address: SocketAddr,
     endpoint: &Endpoint,
-    _config: &WireConfig,
+    config: &WireConfig,
 ) -> Result<Box<Conn>, Fault> {
     let tcp = TcpStream::connect(address).await.map_err(Fault::Io)?;
     set_options(&tcp).map_err(Fault::Io)?;
-    if endpoint.tls {
-        return Err(Fault::Tls("not yet".into()));
-    }
-    Ok(Box::new(Conn::new(Transport::Plain(tcp))))
+    let transport = match (endpoint.tls, &config.tls) {
+        (false, _) => Transport::Plain(tcp),
+        (true, Some(tls)) => Transport::Tls(Box::new(
+            TlsStream::connect(tcp, endpoint, tls.clone()).await?,
+        )),
+        (true, None) => return Err(Fault::Tls("this client was made without TLS".into())),
+    };
+    Ok(Box::new(Conn::new(transport)))
 }
 
 fn set_options(tcp: &TcpStream) -> io::Result<()> {

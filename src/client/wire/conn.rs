@@ -60,7 +60,7 @@ impl Conn {
     }
 
     /// Whether the server has kept it open and sent nothing unasked.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(super) fn is_alive(&mut self) -> bool {
         self.transport.is_quiet()
     }
 
@@ -323,18 +323,14 @@ impl Conn {
     }
 
     async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
-        while !bytes.is_empty() {
-            let n = poll_fn(|cx| match self.transport.poll_write(cx, bytes) {
-                Poll::Ready(written) => Poll::Ready(written.map_err(Fault::Io)),
-                Poll::Pending => self
-                    .watch
-                    .poll_stalled(cx, 0)
-                    .map(|()| Err(Fault::Stalled(self.watch.period()))),
-            })
-            .await?;
-            bytes = &bytes[n..];
-        }
-        Ok(())
+        poll_fn(|cx| match self.transport.poll_write(cx, &mut bytes) {
+            Poll::Ready(written) => Poll::Ready(written.map_err(Fault::Io)),
+            Poll::Pending => self
+                .watch
+                .poll_stalled(cx, 0)
+                .map(|()| Err(Fault::Stalled(self.watch.period()))),
+        })
+        .await
     }
 }
 

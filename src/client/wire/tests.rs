@@ -498,7 +498,9 @@ async fn a_chunked_object_is_decoded_whatever_the_pieces() {
 #[tokio::test]
 async fn many_requests_at_once_each_have_their_connection_and_share_them_later() {
     const N: usize = 16;
-    let script = [Request, ok(b"1234")].repeat(2 * N);
+    let script: Vec<Step> = std::iter::repeat_n([Request, ok(b"1234")], 2 * N)
+        .flatten()
+        .collect();
     let (endpoint, _server) = play(vec![script; N]).await;
     let wire = wire();
     let all = |wire: Wire, endpoint: Endpoint| async move {

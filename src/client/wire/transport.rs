@@ -8,10 +8,13 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::tls::TlsStream;
+
 /// A connected socket.
 #[derive(Debug)]
 pub(super) enum Transport {
     Plain(TcpStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Transport {
@@ -26,24 +29,39 @@ impl Transport {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(tcp) => poll_recv(tcp, cx, into),
+            Self::Tls(tls) => tls.poll_read(cx, into),
         }
     }
 
-    /// Sends from the front of `bytes` and says how many bytes have gone.
+    /// Sends from the front of `bytes` and takes off what has gone; ready when all has.
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+        bytes: &mut &[u8],
+    ) -> Poll<io::Result<()>> {
         match self {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Plain(tcp) => {
+                while !bytes.is_empty() {
+                    let n = ready!(Pin::new(&mut *tcp).poll_write(cx, bytes))?;
+                    *bytes = &bytes[n..];
+                }
+                Poll::Ready(Ok(()))
+            }
+            Self::Tls(tls) => {
+                if !bytes.is_empty() {
+                    tls.write(bytes)?;
+                    *bytes = &[];
+                }
+                tls.poll_flush(cx)
+            }
         }
     }
 
     /// Whether nothing is waiting to be read: neither bytes, which nobody asked for, nor the end.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&mut self) -> bool {
         match self {
             Self::Plain(tcp) => is_quiet(tcp),
+            Self::Tls(tls) => tls.is_quiet(),
         }
     }
 }
