@@ -34,13 +34,17 @@ use crate::metrics::Metrics;
 mod address;
 mod chunked;
 mod conn;
+mod connector;
 mod head;
 mod pool;
+mod proxy;
 mod tls;
 mod transport;
 mod watch;
 
+pub use connector::{Dest, DestSlot, JudgeHead, WireHttpClient, with_dest};
 pub use head::{Head, Method};
+pub use proxy::is_proxied;
 pub use tls::{tls_config, tls_config_with};
 
 use address::Addresses;
@@ -107,8 +111,21 @@ impl Endpoint {
         Ok(Self {
             tls,
             host: host.trim_start_matches('[').trim_end_matches(']').into(),
-            port: url.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            port: url.port_u16().unwrap_or(Self::default_port(tls)),
         })
+    }
+
+    fn default_port(tls: bool) -> u16 {
+        if tls { 443 } else { 80 }
+    }
+
+    /// The `Host` header, as it is signed: without a default port.
+    pub fn host_header(&self) -> String {
+        let whole = self.to_string();
+        match whole.rsplit_once(':') {
+            Some((host, _)) if self.port == Self::default_port(self.tls) => host.to_owned(),
+            _ => whole,
+        }
     }
 }
 
