@@ -518,3 +518,438 @@ async fn many_requests_at_once_each_have_their_connection_and_share_them_later()
     assert_eq!((opened + reused, dropped), (2 * N as u64, 0));
     assert!(opened <= N as u64);
 }
+
+/// Under the real SDK: the slot must reach the connector through the orchestrator.
+mod sdk {
+    use super::*;
+    use aws_sdk_s3::config::retry::RetryConfig;
+    use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, StalledStreamProtectionConfig};
+    use aws_sdk_s3::error::ProvideErrorMetadata;
+
+    fn client(wire: &Wire, endpoint: &Endpoint) -> aws_sdk_s3::Client {
+        let inner = aws_smithy_http_client::Builder::new().build_http();
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("AKID", "SECRET", None, None, "test"))
+            .endpoint_url(format!("http://{endpoint}"))
+            .force_path_style(true)
+            .retry_config(RetryConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .http_client(WireHttpClient::new(wire.clone(), inner))
+            .build();
+        aws_sdk_s3::Client::from_conf(config)
+    }
+
+    fn slot(len: usize) -> DestSlot {
+        DestSlot::new(Dest {
+            part: PartBuf::heap(len),
+            on_head: Box::new(move |head, _| {
+                assert_eq!(head.get("ETAG"), Some("\"e\""));
+                let take = head.content_length.unwrap();
+                Ok(BodyPlan::Into { skip: 0, take })
+            }),
+            uri: "s3://b/k".into(),
+            offset: 0,
+            outcome: None,
+        })
+    }
+
+    fn object(body: &str) -> Step {
+        let length = body.len();
+        say(format!(
+            "HTTP/1.1 206 Partial Content\r\nETag: \"e\"\r\nContent-Length: {length}\r\nx-amz-request-id: R1\r\n\r\n{body}"
+        ))
+    }
+
+    #[tokio::test]
+    async fn a_marked_get_fills_the_part_and_the_sdk_sees_the_head() {
+        let (endpoint, _server) = play(vec![vec![Request, object("body"), Hold]]).await;
+        let wire = wire();
+        let slot = slot(4);
+        let get = client(&wire, &endpoint)
+            .get_object()
+            .bucket("b")
+            .key("k")
+            .range("bytes=0-3");
+        let output = with_dest(slot.clone(), get.send()).await.unwrap();
+        assert_eq!(
+            (output.e_tag(), output.content_length()),
+            (Some("\"e\""), Some(4))
+        );
+        let dest = slot.take().unwrap();
+        assert_eq!(dest.part.filled(), b"body");
+        assert_eq!(dest.outcome.unwrap().unwrap().status, 206);
+        assert_eq!(idle(&wire), 1);
+    }
+
+    #[tokio::test]
+    async fn an_error_document_reaches_the_sdks_parser() {
+        let document = "<Error><Code>NoSuchKey</Code><Message>gone</Message></Error>";
+        let length = document.len();
+        let answer =
+            format!("HTTP/1.1 404 Not Found\r\nContent-Length: {length}\r\n\r\n{document}");
+        let (endpoint, _server) = play(vec![vec![Request, say(answer), Hold]]).await;
+        let wire = wire();
+        let slot = slot(4);
+        let get = client(&wire, &endpoint).get_object().bucket("b").key("k");
+        let error = with_dest(slot.clone(), get.send()).await.unwrap_err();
+        assert_eq!(
+            (error.code(), error.message()),
+            (Some("NoSuchKey"), Some("gone"))
+        );
+        assert!(slot.take().unwrap().part.filled().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_broken_body_leaves_its_error_and_its_bytes_in_the_slot() {
+        let answer = "HTTP/1.1 206 P\r\nETag: \"e\"\r\nContent-Length: 9\r\n\r\n1234";
+        let (endpoint, _server) = play(vec![vec![Request, say(answer)]]).await;
+        let slot = slot(9);
+        let get = client(&wire(), &endpoint).get_object().bucket("b").key("k");
+        assert!(with_dest(slot.clone(), get.send()).await.is_err());
+        let dest = slot.take().unwrap();
+        assert_eq!(dest.part.filled(), b"1234");
+        let outcome = dest.outcome.unwrap();
+        assert!(
+            matches!(outcome, Err(Error::Network { offset: 4, .. })),
+            "{outcome:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_dropped_call_gives_the_part_back() {
+        let answer = "HTTP/1.1 206 P\r\nETag: \"e\"\r\nContent-Length: 9\r\n\r\n1234";
+        let (endpoint, server) = play(vec![vec![Request, say(answer), Hold]]).await;
+        let wire = wire();
+        let slot = slot(9);
+        let get = client(&wire, &endpoint).get_object().bucket("b").key("k");
+        let bytes = wire.0.config.metrics.clone();
+        let arrived = std::future::poll_fn(move |cx| {
+            cx.waker().wake_by_ref();
+            if bytes.bytes_received.get() == 4 {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        });
+        tokio::select! {
+            _ = with_dest(slot.clone(), get.send()) => unreachable!(),
+            () = arrived => {}
+        }
+        assert_eq!(slot.take().unwrap().part.filled(), b"1234");
+        assert_eq!((counts(&wire), idle(&wire)), ((1, 0, 1), 0));
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn everything_else_goes_to_the_sdks_own_client() {
+        let list = "<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>";
+        let (endpoint, _server) = play(vec![vec![
+            Request,
+            ok(list.as_bytes()),
+            Request,
+            object("body"),
+            Hold,
+        ]])
+        .await;
+        let wire = wire();
+        let client = client(&wire, &endpoint);
+        client.list_objects_v2().bucket("b").send().await.unwrap();
+        let output = client
+            .get_object()
+            .bucket("b")
+            .key("k")
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(
+            &output.body.collect().await.unwrap().into_bytes()[..],
+            b"body"
+        );
+        assert_eq!(counts(&wire), (0, 0, 0));
+    }
+}
+
+/// TLS against a real server, also one that misbehaves.
+mod tls {
+    use super::*;
+    use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::{ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+    use std::io::{Read, Write};
+
+    type Served = StreamOwned<ServerConnection, std::net::TcpStream>;
+
+    struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+    impl Authority {
+        fn new() -> Self {
+            let mut params = CertificateParams::new([]).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            // Two authorities of one name would differ only in their signatures.
+            let name = format!("authority {}", fastrand::u64(..));
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
+            Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        }
+
+        fn certificate(&self) -> CertificateDer<'static> {
+            self.0.as_ref().der().clone()
+        }
+
+        fn server(
+            &self,
+            name: &str,
+            edit: impl FnOnce(&mut CertificateParams),
+        ) -> Arc<ServerConfig> {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+            edit(&mut params);
+            let certificate = params.signed_by(&key, &self.0).unwrap();
+            let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let mut config = ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.der().clone()], key)
+                .unwrap();
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Arc::new(config)
+        }
+
+        fn wire(&self) -> Wire {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.certificate()).unwrap();
+            Wire::new(WireConfig {
+                tls: Some(tls_config_with(roots).unwrap()),
+                ..WireConfig::default()
+            })
+        }
+    }
+
+    /// Accepts connections and hands each to the closure in turn, on a thread that ends with the last one.
+    fn serve(
+        config: Arc<ServerConfig>,
+        connections: usize,
+        mut each: impl FnMut(usize, Served) + std::marker::Send + 'static,
+    ) -> (Endpoint, std::thread::JoinHandle<()>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint {
+            tls: true,
+            host: "localhost".into(),
+            port: listener.local_addr().unwrap().port(),
+        };
+        let server = std::thread::spawn(move || {
+            for n in 0..connections {
+                let tcp = listener.accept().unwrap().0;
+                let session = ServerConnection::new(config.clone()).unwrap();
+                each(n, StreamOwned::new(session, tcp));
+            }
+        });
+        (endpoint, server)
+    }
+
+    fn read_request(tls: &mut Served) -> std::io::Result<()> {
+        let mut head = [0; GET.len()];
+        tls.read_exact(&mut head)
+    }
+
+    fn answer(tls: &mut Served, body: &[u8]) {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        tls.write_all(head.as_bytes()).unwrap();
+        tls.write_all(body).unwrap();
+        tls.flush().unwrap();
+    }
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn bodies_arrive_whole_on_a_connection_that_is_used_again() {
+        let authority = Authority::new();
+        let body = pattern(5_000_000);
+        let bodies = [body.clone(), b"tiny".to_vec(), body.clone()];
+        let (endpoint, server) = serve(
+            authority.server("localhost", |_| ()),
+            1,
+            move |_, mut tls| {
+                for body in &bodies {
+                    read_request(&mut tls).unwrap();
+                    // New keys in the middle of the traffic must go unnoticed.
+                    tls.conn.refresh_traffic_keys().unwrap();
+                    answer(&mut tls, body);
+                }
+                assert_eq!(tls.conn.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+                assert_eq!(tls.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+            },
+        );
+        let wire = authority.wire();
+        assert!(get(&wire, &endpoint, body.len()).await.unwrap() == body);
+        assert_eq!(get(&wire, &endpoint, 4).await.unwrap(), b"tiny");
+        assert!(get(&wire, &endpoint, body.len()).await.unwrap() == body);
+        assert_eq!(counts(&wire), (1, 2, 0));
+        server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_second_connection_resumes_the_session() {
+        let authority = Authority::new();
+        let (kinds, seen) = std::sync::mpsc::channel();
+        let (endpoint, server) = serve(
+            authority.server("localhost", |_| ()),
+            2,
+            move |_, mut tls| {
+                read_request(&mut tls).unwrap();
+                kinds.send(tls.conn.handshake_kind().unwrap()).unwrap();
+                tls.write_all(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+                )
+                .unwrap();
+            },
+        );
+        let wire = authority.wire();
+        for _ in 0..2 {
+            assert_eq!(get(&wire, &endpoint, 2).await.unwrap(), b"ok");
+        }
+        server.join().unwrap();
+        assert_eq!(seen.recv().unwrap(), rustls::HandshakeKind::Full);
+        assert_eq!(seen.recv().unwrap(), rustls::HandshakeKind::Resumed);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_proves_nothing_is_refused_and_named() {
+        let authority = Authority::new();
+        let expired = |params: &mut CertificateParams| {
+            params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        };
+        let cases = [
+            (
+                authority.server("localhost", |_| ()),
+                Authority::new().wire(),
+                "not trusted here",
+            ),
+            (
+                authority.server("localhost", expired),
+                authority.wire(),
+                "has expired",
+            ),
+            (
+                authority.server("other.test", |_| ()),
+                authority.wire(),
+                "another host name",
+            ),
+        ];
+        for (config, wire, why) in cases {
+            let (alerts, seen) = std::sync::mpsc::channel();
+            let (endpoint, server) = serve(config, 1, move |_, mut tls| {
+                alerts
+                    .send(read_request(&mut tls).unwrap_err().to_string())
+                    .unwrap();
+            });
+            match get(&wire, &endpoint, 4).await.unwrap_err() {
+                Error::Tls {
+                    endpoint: named,
+                    reason,
+                } => {
+                    assert!(reason.contains(why), "{reason}");
+                    assert_eq!(named, endpoint.to_string());
+                }
+                other => panic!("{other:?}"),
+            }
+            // The server's log says why, too.
+            let alert = seen.recv().unwrap();
+            assert!(alert.contains("received fatal alert"), "{alert}");
+            server.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_off_stream_is_never_taken_for_the_end() {
+        let authority = Authority::new();
+        let (endpoint, server) = serve(authority.server("localhost", |_| ()), 3, |n, mut tls| {
+            read_request(&mut tls).unwrap();
+            let head: &[u8] = match n {
+                0 => b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1234",
+                _ => b"HTTP/1.0 500 X\r\n\r\n1234",
+            };
+            tls.write_all(head).unwrap();
+            if n == 2 {
+                tls.conn.send_close_notify();
+            }
+            tls.flush().unwrap();
+        });
+        let wire = authority.wire();
+        let error = get(&wire, &endpoint, 9).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Network { offset: 1004, .. }),
+            "{error:?}"
+        );
+        let error = buffered(&wire, &endpoint, 100).await.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("cut off"), "{source}");
+        assert_eq!(
+            &buffered(&wire, &endpoint, 100).await.unwrap().body[..],
+            b"1234"
+        );
+        server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_session_that_the_server_ended_while_idle_is_replaced_unseen() {
+        let authority = Authority::new();
+        let (endpoint, server) = serve(authority.server("localhost", |_| ()), 2, |_, mut tls| {
+            read_request(&mut tls).unwrap();
+            answer(&mut tls, b"1234");
+            tls.conn.send_close_notify();
+            tls.flush().unwrap();
+        });
+        let wire = authority.wire();
+        for _ in 0..2 {
+            assert_eq!(get(&wire, &endpoint, 4).await.unwrap(), b"1234");
+        }
+        server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_without_tls_is_named() {
+        let (mut endpoint, _server) = play(vec![vec![
+            Step::Send(b"HTTP/1.1 400 Bad\r\n\r\n".to_vec()),
+            Hold,
+        ]])
+        .await;
+        endpoint.tls = true;
+        let error = get(&Authority::new().wire(), &endpoint, 4)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::Tls { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_bundle_is_added_or_its_fault_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, why) in [
+            ("", "no certificate"),
+            (
+                "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n",
+                "not PEM",
+            ),
+            (
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+                "certificate 1",
+            ),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = tls_config(Some(file.path())).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        std::fs::write(file.path(), Authority::new().0.pem()).unwrap();
+        assert!(tls_config(Some(file.path())).is_ok());
+        let error = tls_config(Some("/no/such/bundle.pem".as_ref())).unwrap_err();
+        assert!(error.to_string().contains("/no/such/bundle.pem"), "{error}");
+    }
+}

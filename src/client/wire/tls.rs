@@ -13,12 +13,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::client::UnbufferedClientConnection;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
+    UnbufferedStatus,
 };
 use rustls::{CertificateError, CipherSuite, ClientConfig, RootCertStore};
 use tokio::io::AsyncWrite;
@@ -159,7 +160,7 @@ impl TlsStream {
         loop {
             match self.pump(&mut []) {
                 Err(error) => {
-                    self.send_alert(cx);
+                    self.send_alert(&error, cx);
                     return Poll::Ready(Err(Fault::Tls(describe(&error))));
                 }
                 Ok((_, Wants::Traffic)) => return Poll::Ready(Ok(())),
@@ -175,10 +176,21 @@ impl TlsStream {
         }
     }
 
-    /// Tells the server why, if the socket takes it at once.
-    fn send_alert(&mut self, cx: &mut Context<'_>) {
-        let _ = self.pump(&mut []);
-        let _ = self.poll_flush(cx);
+    /// Tells the server what is wrong with its certificate, if the socket takes it at once.
+    ///
+    /// After an error the session must not be run over its input again; only here is it certain that it hands out the
+    /// alert before it looks there.
+    fn send_alert(&mut self, error: &rustls::Error, cx: &mut Context<'_>) {
+        if !matches!(error, rustls::Error::InvalidCertificate(_)) {
+            return;
+        }
+        let staged = &mut self.staged[self.start..self.end];
+        if let Ok(ConnectionState::EncodeTlsData(mut alert)) =
+            self.session.process_tls_records(staged).state
+            && encode(&mut alert, &mut self.outgoing).is_ok()
+        {
+            let _ = self.poll_flush(cx);
+        }
     }
 
     /// Decrypts into the front of `into`; zero bytes mean that the server has said it is done.
@@ -266,7 +278,14 @@ impl TlsStream {
             } = self
                 .session
                 .process_tls_records(&mut self.staged[self.start..self.end]);
-            let wants = match state? {
+            let state = match state {
+                Ok(state) => state,
+                Err(error) => {
+                    self.start += discard;
+                    return Err(error);
+                }
+            };
+            let wants = match state {
                 ConnectionState::ReadTraffic(mut traffic) => {
                     while let Some(record) = traffic.next_record() {
                         let record = record?;
@@ -279,16 +298,7 @@ impl TlsStream {
                     None
                 }
                 ConnectionState::EncodeTlsData(mut message) => {
-                    let start = self.outgoing.len();
-                    loop {
-                        match message.encode(&mut self.outgoing[start..]) {
-                            Ok(n) => break self.outgoing.truncate(start + n),
-                            Err(EncodeError::InsufficientSize(size)) => {
-                                grow(&mut self.outgoing, start, &size);
-                            }
-                            Err(error) => return Err(rustls::Error::General(error.to_string())),
-                        }
-                    }
+                    encode(&mut message, &mut self.outgoing)?;
                     None
                 }
                 // It stands in `outgoing`, and nothing overtakes it there.
@@ -351,6 +361,24 @@ impl std::fmt::Debug for TlsStream {
         f.debug_struct("TlsStream")
             .field("tcp", &self.tcp)
             .finish_non_exhaustive()
+    }
+}
+
+/// Appends a handshake message.
+fn encode(
+    message: &mut EncodeTlsData<'_, ClientConnectionData>,
+    outgoing: &mut Vec<u8>,
+) -> Result<(), rustls::Error> {
+    let start = outgoing.len();
+    loop {
+        match message.encode(&mut outgoing[start..]) {
+            Ok(n) => {
+                outgoing.truncate(start + n);
+                return Ok(());
+            }
+            Err(EncodeError::InsufficientSize(size)) => grow(outgoing, start, &size),
+            Err(error) => return Err(rustls::Error::General(error.to_string())),
+        }
     }
 }
 
