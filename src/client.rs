@@ -19,6 +19,8 @@ mod limit;
 mod local;
 mod memory;
 mod retry;
+#[doc(hidden)]
+pub mod wire;
 
 pub use fault::{Behaviour, Chaos, Fault, FaultClient, FaultKind, Schedule, Unreadable};
 pub use limit::{LimitClient, LimitConfig, Throttle};
