@@ -309,7 +309,7 @@ fn canonical_request(request: &Request<'_>, signed_headers: &str, payload_hash: 
     out.push('\n');
     // Decoded and encoded again: what the client left unencoded does not matter.
     let path: Cow<'_, [u8]> = percent_decode_str(request.raw_path).into();
-    let _ = write!(out, "{}\n", percent_encoding::percent_encode(&path, PATH));
+    let _ = writeln!(out, "{}", percent_encoding::percent_encode(&path, PATH));
     push_canonical_query(&mut out, request);
     out.push('\n');
     for name in signed_headers.split(';') {

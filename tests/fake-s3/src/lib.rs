@@ -22,6 +22,7 @@ mod content;
 mod date;
 mod log;
 mod memory;
+pub mod raw;
 mod request;
 mod response;
 mod script;
