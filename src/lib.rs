@@ -6,5 +6,6 @@ pub mod client;
 pub mod error;
 pub mod metrics;
 pub mod object;
+pub mod pipe;
 pub mod prefetch;
 pub mod runtime;
