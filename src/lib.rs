@@ -9,3 +9,4 @@ pub mod object;
 pub mod pipe;
 pub mod prefetch;
 pub mod runtime;
+mod sync;
