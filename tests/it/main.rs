@@ -1,1 +1,4 @@
-//! One test binary.
+//! One test binary: a crate of its own per file would link the SDK once each.
+
+mod prefetch;
+mod s3;
