@@ -6,4 +6,6 @@ pub mod client;
 pub mod error;
 pub mod metrics;
 pub mod object;
+pub mod prefetch;
 pub mod runtime;
+mod sync;

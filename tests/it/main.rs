@@ -1,1 +1,3 @@
-//! One test binary.
+//! One test binary: a crate of its own per file would link the SDK once each.
+
+mod prefetch;
