@@ -6,6 +6,7 @@ pub mod client;
 pub mod error;
 pub mod metrics;
 pub mod object;
+pub mod pipe;
 pub mod prefetch;
 pub mod runtime;
 mod sync;

@@ -324,13 +324,18 @@ proptest! {
     /// Invariants 1, 2 and 5: right bytes in order, memory within the budget, and an end, whatever the sizes, knobs,
     /// faults, number of streams, the order in which one consumer reads them and how many chunks it holds on to.
     #[test]
-    fn every_stream_delivers_its_bytes_and_ends(sizes in sizes(), knobs in knobs(), schedule in healing(), turns in proptest::collection::vec(0..3usize, 1..40), hold in 0..4usize) {
+    fn every_stream_delivers_its_bytes_and_ends(sizes in sizes(), knobs in knobs(), schedule in healing(), turns in proptest::collection::vec(0..3usize, 1..40), hold in 0..4usize, staggered: bool) {
         let memory = seeded(&sizes);
         let expected = whole(&sizes);
         in_virtual_time(async {
             let faulty = FaultClient::new(Arc::new(memory.clone()), schedule);
             let engine = engine(retrying(Arc::new(faulty)), knobs.config(3));
-            let mut readers: Vec<_> = (0..3).map(|_| (engine.read_all(listing(&memory)).unwrap(), Vec::new(), false)).collect();
+            let mut readers = Vec::new();
+            for _ in 0..3 {
+                // Staggered, the first stream has all the memory when the next one comes.
+                readers.push((engine.read_all(listing(&memory)).unwrap(), Vec::new(), false));
+                if staggered { settle().await; }
+            }
             let mut held = VecDeque::new();
             let mut turns = turns.into_iter().cycle();
             while readers.iter().any(|(_, _, ended)| !ended) {
