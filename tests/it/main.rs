@@ -2,4 +2,5 @@
 
 mod conformance;
 mod prefetch;
+mod s3;
 mod world;
