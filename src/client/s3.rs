@@ -13,12 +13,11 @@
 //!
 //! # What is counted
 //! `requests`, `requests_in_flight` and `throttles` per attempt; `bytes_received` as bodies arrive and `bytes_wasted`
-//! where a part has to be forgotten; `first_byte` and `request_time` of GETs. A part that is a whole object and whose
-//! answer told a full-object CRC is compared here and counted in `checksums_verified` or `checksums_bad`. Objects of
-//! several parts, and objects without a checksum, are the engine's to count.
+//! where bytes are skipped or corrupt; `first_byte` and `request_time` of GETs. A part that is a whole object and whose
+//! answer told a full-object CRC is compared here and counted in `checksums_verified` or `checksums_bad`, and its
+//! [`GetMeta::checksum`] says so. Objects of several parts, and objects without a checksum, are the engine's to count.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
 use futures::FutureExt;
@@ -43,7 +42,7 @@ mod refusal;
 mod setup;
 mod stock;
 
-pub use config::{S3Config, SseCustomerKey, Transport};
+pub use config::{AccessKey, S3Config, SseCustomerKey, Transport};
 
 use answer::Plan;
 use bucket::{Bucket, Buckets};
@@ -262,20 +261,14 @@ impl Shared {
         if Want::new(id, range, into).missing.is_empty() {
             return self.nothing_to_get(id, range, into).await;
         }
-        let sent = Instant::now();
         let got = match self.get_bytes(id, range, into).await {
             Err(Error::RangeNotSatisfiable { offset, answer, .. }) if id.size_bytes.is_none() => {
                 self.behind_the_end(id, offset, answer).await
             }
             got => got,
         };
-        match got.and_then(|meta| self.verify(id, into).map(|()| meta)) {
-            Ok(meta) => {
-                self.metrics.request_time.record(sent.elapsed());
-                Ok(meta)
-            }
-            Err(error) => Err(self.left_behind(id, error, into)),
-        }
+        got.and_then(|meta| self.verified(id, meta, into))
+            .map_err(|error| self.left_behind(error, into))
     }
 
     async fn get_bytes(
@@ -363,6 +356,16 @@ impl Shared {
         }
     }
 
+    /// A resumed answer tells no checksum, but the one before the break did.
+    fn verified(&self, id: &ObjectId, meta: GetMeta, into: &PartBuf) -> Result<GetMeta> {
+        self.verify(id, into)?;
+        let told = meta.checksum.or(into.expected());
+        Ok(GetMeta {
+            checksum: told.filter(|_| self.config.checksums != ChecksumPolicy::Off),
+            ..meta
+        })
+    }
+
     /// Compares a part that is a whole object with the CRC that its answer told.
     fn verify(&self, id: &ObjectId, into: &PartBuf) -> Result<()> {
         let (Some(expected), Some(found)) = (into.expected(), into.digest()) else {
@@ -388,10 +391,9 @@ impl Shared {
         })
     }
 
-    /// What an error leaves in the part. Bytes of a version that nothing pins must not be continued with another's,
-    /// and corrupt ones must not be delivered: such a part is emptied.
-    fn left_behind(&self, id: &ObjectId, error: Error, into: &mut PartBuf) -> Error {
-        if id.etag.is_none() || matches!(error, Error::Corrupt { .. }) {
+    /// Corrupt bytes must not be delivered as the good ones before an error: such a part is emptied.
+    fn left_behind(&self, error: Error, into: &mut PartBuf) -> Error {
+        if matches!(error, Error::Corrupt { .. }) {
             self.metrics.bytes_wasted.add(into.filled().len() as u64);
             into.clear();
         }

@@ -47,12 +47,16 @@ pub(super) enum Feed {
 pub(super) enum Action {
     Fetch(Fetch),
     /// Ask for the checksum of an object that is fetched in parts.
-    Head {
-        stream: StreamId,
-        serial: u64,
-        uri: ObjectUri,
-    },
+    Head(HeadCheck),
     Wake(Waker),
+}
+
+/// The checksum of one object to ask for.
+pub(super) struct HeadCheck {
+    pub(super) stream: StreamId,
+    pub(super) serial: u64,
+    pub(super) uri: ObjectUri,
+    pub(super) abort: AbortRegistration,
 }
 
 /// One part to fetch.
@@ -72,6 +76,8 @@ pub(super) struct Fetch {
 #[derive(Debug)]
 pub(super) enum Done {
     Part(Part),
+    /// A part that broke: its good bytes, then the error.
+    Broken(Part, Error),
     Failed(Error),
 }
 
@@ -113,7 +119,7 @@ impl Leftovers {
     }
 
     fn keep(&mut self, done: Done) {
-        if let Done::Part(part) = done {
+        if let Done::Part(part) | Done::Broken(part, _) = done {
             self.buffers.push(part.buf);
         }
     }
@@ -171,6 +177,8 @@ struct Stream {
     credit_bytes: u64,
     verifier: Verifier,
     checks: VecDeque<Check>,
+    /// What ends the stream now that the good bytes of the broken part were delivered.
+    broken: Option<Error>,
 }
 
 /// Where in the current object the next part starts.
@@ -188,6 +196,7 @@ struct Cursor {
 struct Check {
     serial: u64,
     answer: Option<Result<Option<Checksum>>>,
+    abort: AbortHandle,
 }
 
 impl Core {
@@ -247,6 +256,7 @@ impl Core {
             credit_bytes,
             verifier: Verifier::default(),
             checks: VecDeque::new(),
+            broken: None,
         };
         let id = self.next_stream;
         self.next_stream += 1;
@@ -307,11 +317,12 @@ impl Core {
             .find_map(|(id, stream)| Some((*id, stream.plan(grid, policy)?)))?;
         Some(match action {
             PlanEvent::Wake(waker) => Action::Wake(waker),
-            PlanEvent::Head(serial, uri) => Action::Head {
+            PlanEvent::Head(serial, uri, abort) => Action::Head(HeadCheck {
                 stream: id,
                 serial,
                 uri,
-            },
+                abort,
+            }),
         })
     }
 
@@ -423,8 +434,18 @@ impl Core {
             Ok(accepted) => Done::Part(accepted.part(ticket, buf)),
             Err(error) => {
                 leftovers = stream.fail_after(ticket.index);
-                leftovers.buffers.push(buf);
-                Done::Failed(error)
+                let sound = !matches!(error.root(), Error::Corrupt { .. });
+                if sound && !buf.filled().is_empty() {
+                    let accepted = Accepted {
+                        object: ticket.object.clone(),
+                        ends_object: false,
+                        whole: None,
+                    };
+                    Done::Broken(accepted.part(ticket, buf), error)
+                } else {
+                    leftovers.buffers.push(buf);
+                    Done::Failed(error)
+                }
             }
         };
         let wake = stream
@@ -459,6 +480,9 @@ impl Core {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Take::End;
         };
+        if let Some(error) = stream.broken.take() {
+            return Take::Failed(error, stream.stop());
+        }
         if stream.waits_for_check() {
             stream.queue.wait(waker);
             return Take::Pending;
@@ -477,6 +501,11 @@ impl Core {
                     Some(Verdict::Unverified) => self.tally.unverified += 1,
                     None => {}
                 }
+                Take::Part(part)
+            }
+            Taken::Ready(Done::Broken(part, error)) => {
+                stream.delivered(&part);
+                stream.broken = Some(error);
                 Take::Part(part)
             }
             Taken::Ready(Done::Failed(error)) => Take::Failed(error, stream.stop()),
@@ -531,7 +560,7 @@ impl Accepted {
 
 enum PlanEvent {
     Wake(Waker),
-    Head(u64, ObjectUri),
+    Head(u64, ObjectUri, AbortRegistration),
 }
 
 impl Stream {
@@ -598,11 +627,13 @@ impl Stream {
         };
         let in_parts = grid.part_at(0, cursor.size_bytes(), serial == 0).end < cursor.size_bytes();
         let head = (in_parts && algorithm.is_some()).then(|| {
+            let (handle, abort) = AbortHandle::new_pair();
             self.checks.push_back(Check {
                 serial,
                 answer: None,
+                abort: handle,
             });
-            PlanEvent::Head(serial, cursor.object.uri.clone())
+            PlanEvent::Head(serial, cursor.object.uri.clone(), abort)
         });
         self.cursor = Some(cursor);
         Begun::Fetch(head)
@@ -704,12 +735,9 @@ impl Stream {
         self.exhausted = true;
         self.cursor = None;
         self.outstanding_bytes = 0;
-        let aborts = self
-            .aborts
-            .drain(..)
-            .map(|(_, abort)| abort)
-            .chain([self.lister.clone()])
-            .collect();
+        let fetches = self.aborts.drain(..).map(|(_, abort)| abort);
+        let checks = self.checks.drain(..).map(|check| check.abort);
+        let aborts = fetches.chain(checks).chain([self.lister.clone()]).collect();
         let mut leftovers = Leftovers {
             buffers: Vec::new(),
             aborts,

@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 
 use super::config::PrefetchConfig;
 use super::reader::ObjectReader;
-use super::schedule::{Action, Completion, Core, Feed, Fetch, Planned, StreamId, Take, Ticket};
+use super::schedule::{
+    Action, Completion, Core, Feed, Fetch, HeadCheck, Planned, StreamId, Take, Ticket,
+};
 use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
 use crate::client::{GetMeta, ObjectClient};
 use crate::error::{Error, Result};
@@ -149,7 +151,8 @@ impl Prefetcher {
         largest_part_bytes: u64,
     ) -> Result<ObjectReader> {
         let (sender, feed) = mpsc::channel(LISTED_AHEAD);
-        let starved = Arc::new(AtomicBool::new(false));
+        // It is from the start: reading ahead begins with the first object, not with the first question for one.
+        let starved = Arc::new(AtomicBool::new(true));
         let (lister, registration) = AbortHandle::new_pair();
         let id = self
             .0
@@ -197,11 +200,16 @@ impl Shared {
             match action {
                 None => break,
                 Some(Action::Wake(waker)) => waker.wake(),
-                Some(Action::Head {
-                    stream,
-                    serial,
-                    uri,
-                }) => drop(self.runtime.spawn(self.clone().check(stream, serial, uri))),
+                Some(Action::Head(check)) => {
+                    let HeadCheck {
+                        stream,
+                        serial,
+                        uri,
+                        abort,
+                    } = check;
+                    let task = self.clone().check(stream, serial, uri);
+                    self.runtime.spawn(Abortable::new(task, abort));
+                }
                 Some(Action::Fetch(fetch)) => self.fetch(fetch),
             }
         }

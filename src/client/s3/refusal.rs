@@ -243,6 +243,14 @@ where
                 source: root_cause(&error),
             }
         }
+        // Sent, and answered with something that hyper could not read.
+        SdkError::DispatchFailure(_) if with_causes(&error).contains("(SendRequest)") => {
+            Error::Protocol {
+                uri,
+                offset,
+                reason: with_causes(&error),
+            }
+        }
         _ if timeout => stalled(subject, config, &error),
         _ => Error::Refused {
             uri,

@@ -9,7 +9,7 @@ use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_sdk_s3::config::{
-    IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    Credentials, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::proxy::ProxyConfig;
@@ -113,6 +113,11 @@ async fn load(config: &S3Config, http: SharedHttpClient) -> SdkConfig {
     }
     if config.anonymous {
         loader = loader.no_credentials();
+    }
+    if let Some(key) = &config.access_key {
+        let token = key.session_token.clone();
+        let key = Credentials::new(&key.id, &key.secret, token, None, "S3Config");
+        loader = loader.credentials_provider(key);
     }
     // The metadata service is not asked: on a host without one that takes seconds, and a bucket's region is learned
     // from its first answer anyway.

@@ -102,6 +102,7 @@ pub(super) async fn get(
         watch: Watch::new(Instant::now(), config.progress_timeout),
     };
     let meta = receive(&mut body, metrics, want, &plan, into).await?;
+    metrics.request_time.record(sent.elapsed());
     Ok(meta)
 }
 
