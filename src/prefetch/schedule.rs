@@ -453,6 +453,12 @@ impl Core {
         stream.queue.wake()
     }
 
+    /// Whether the consumer has taken its last part. Looking is not asking: nothing is fetched because of it.
+    pub(super) fn is_at_end(&self, id: StreamId) -> bool {
+        let at_end = |stream: &Stream| stream.is_finished() && stream.queue.len() == 0;
+        self.streams.get(&id).is_none_or(at_end)
+    }
+
     /// The consumer asks for its next part.
     pub(super) fn take(&mut self, id: StreamId, waker: &Waker) -> Take {
         let policy = self.config.checksums;
