@@ -2,6 +2,7 @@
 
 mod conformance;
 mod faults;
+mod pipe;
 mod prefetch;
 mod s3;
 mod world;

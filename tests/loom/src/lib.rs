@@ -4,17 +4,11 @@
 //! takes the sources by path. So what is checked is what ships, and no dependency is built a second time.
 
 #[path = "../../../src/buffer/budget.rs"]
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unreachable_pub,
-        reason = "it is public in the engine, and the models use a part of it"
-    )
-)]
+#[expect(unreachable_pub, reason = "it is public in the engine")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the models use a part of it"))]
 mod budget;
 #[path = "../../../src/prefetch/queue.rs"]
-#[cfg_attr(not(test), expect(dead_code, reason = "the models use a part of it"))]
+#[expect(dead_code, reason = "the models use a part of it")]
 mod queue;
 
 mod sync {
