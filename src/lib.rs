@@ -12,3 +12,4 @@ pub mod metrics;
 pub mod object;
 pub mod prefetch;
 pub mod runtime;
+mod sync;

@@ -1,1 +1,5 @@
-//! One test binary.
+//! One test binary: a crate of its own per file would link the SDK once each.
+
+mod conformance;
+mod prefetch;
+mod world;

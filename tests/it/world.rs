@@ -1,0 +1,144 @@
+//! A client, a way to put objects where it reads, and what to look at when it is done.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use standpipe::buffer::{BufferPool, MemoryBudget, PartBuf, class_bytes};
+use standpipe::client::{Depth, GetMeta, ListEntry, LocalClient, MemoryClient, ObjectClient};
+use standpipe::error::Result;
+use standpipe::metrics::Metrics;
+use standpipe::object::{ByteRange, ObjectId, ObjectUri};
+
+/// Puts the bytes under a key below the root.
+type Put = Box<dyn Fn(&str, &[u8]) + Send + Sync>;
+
+/// Everything that a suite needs of one client.
+pub(crate) struct World {
+    pub(crate) client: Arc<dyn ObjectClient>,
+    /// The prefix that all keys of the world have.
+    pub(crate) root: ObjectUri,
+    pub(crate) put: Put,
+    /// An object in a bucket that does not exist, where there are buckets.
+    pub(crate) missing_bucket: Option<ObjectUri>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) budget: MemoryBudget,
+    pub(crate) pool: BufferPool,
+    /// Servers and directories that the client needs.
+    pub(crate) keep: Box<dyn Any + Send + Sync>,
+}
+
+impl World {
+    pub(crate) fn new(
+        client: Arc<dyn ObjectClient>,
+        root: ObjectUri,
+        metrics: Arc<Metrics>,
+        put: impl Fn(&str, &[u8]) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            client,
+            root,
+            put: Box::new(put),
+            missing_bucket: None,
+            budget: MemoryBudget::new(64 << 20),
+            pool: BufferPool::new(64 << 20, metrics.clone()),
+            metrics,
+            keep: Box::new(()),
+        }
+    }
+
+    pub(crate) fn uri(&self, key: &str) -> ObjectUri {
+        self.root.with_key(format!("{}{key}", self.root.key()))
+    }
+
+    pub(crate) fn put(&self, key: &str, bytes: &[u8]) -> ObjectUri {
+        (self.put)(key, bytes);
+        self.uri(key)
+    }
+
+    /// A buffer that is paid for, as the engine's are.
+    pub(crate) fn part(&self, len: u64) -> PartBuf {
+        let reservation = self.budget.try_reserve(class_bytes(len), 0);
+        self.pool
+            .part(reservation.expect("room in the budget"), len as usize)
+    }
+
+    /// Reads `range` into a new part and gives what has arrived, whatever the answer.
+    pub(crate) async fn read(&self, id: &ObjectId, range: ByteRange) -> (Vec<u8>, Result<GetMeta>) {
+        let mut part = self.part(range.len());
+        let answer = self.client.get(id, range, &mut part).await;
+        (part.filled().to_vec(), answer)
+    }
+
+    /// Keys below the root; common prefixes end in `/`.
+    pub(crate) async fn list(&self, prefix: &str, depth: Depth) -> Result<Vec<String>> {
+        let entries: Vec<ListEntry> = self
+            .client
+            .list(&self.uri(prefix), depth)
+            .try_collect()
+            .await?;
+        let root = self.root.key().len();
+        let key = |entry: &ListEntry| match entry {
+            ListEntry::Object(meta) => meta.id.uri.key()[root..].to_string(),
+            ListEntry::Prefix(uri) => uri.key()[root..].to_string(),
+        };
+        Ok(entries.iter().map(key).collect())
+    }
+
+    /// Nothing is held and nothing is under way, at the latest in a moment.
+    pub(crate) async fn assert_nothing_leaked(&self) {
+        let held = || {
+            (
+                self.budget.reserved(),
+                self.metrics.requests_in_flight.get(),
+            )
+        };
+        eventually("no bytes and no requests are held", || held() == (0, 0)).await;
+    }
+}
+
+/// Waits for what happens on another thread. The limit is for a test that fails.
+pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "not so: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+pub(crate) fn memory() -> World {
+    let memory = MemoryClient::default();
+    over_memory(Arc::new(memory.clone()), memory, Arc::default())
+}
+
+/// `client` reads what is in `memory`, in whatever way.
+pub(crate) fn over_memory(
+    client: Arc<dyn ObjectClient>,
+    memory: MemoryClient,
+    metrics: Arc<Metrics>,
+) -> World {
+    let root: ObjectUri = "memory://bucket/".parse().unwrap();
+    let of = root.clone();
+    World::new(client, root, metrics, move |key, bytes| {
+        memory.put(of.with_key(key), bytes.to_vec());
+    })
+}
+
+pub(crate) fn local() -> World {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_path_buf();
+    let root = format!("file://{}/", path.display()).parse().unwrap();
+    let metrics = Arc::new(Metrics::default());
+    let client = Arc::new(LocalClient::new(metrics.clone()));
+    let mut world = World::new(client, root, metrics, move |key, bytes| {
+        let to = path.join(key);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        // Under another name first: a reader sees the old file or the new one.
+        let staged = path.join(".staged");
+        std::fs::write(&staged, bytes).unwrap();
+        std::fs::rename(staged, to).unwrap();
+    });
+    world.keep = Box::new(directory);
+    world
+}
