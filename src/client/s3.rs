@@ -1,0 +1,510 @@
+//! S3 and whatever speaks like it.
+//!
+//! Three parts of a GET cost time, and each is done where it is cheapest:
+//!
+//! * **who and where**: the SDK finds credentials, endpoints and regions ([`setup`], [`credentials`], [`bucket`]);
+//! * **asking**: the SDK's orchestrator costs 150 us of CPU per request, which is nothing for a part of 8 MiB;
+//! * **receiving**: bodies go into the part's own buffer, and each head is judged before a byte of its body is stored
+//!   ([`answer`]).
+//!
+//! There is no HEAD before a GET and no retry in here: an attempt that breaks leaves what it received in the part,
+//! and a decorator asks again for the rest. Only two refusals are heeded on the spot, because the answer itself says
+//! what to change: another region, and credentials that have expired.
+//!
+//! # What is counted
+//! `requests`, `requests_in_flight` and `throttles` per attempt; `bytes_received` as bodies arrive and `bytes_wasted`
+//! where a part has to be forgotten; `first_byte` and `request_time` of GETs. A part that is a whole object and whose
+//! answer told a full-object CRC is compared here and counted in `checksums_verified` or `checksums_bad`. Objects of
+//! several parts, and objects without a checksum, are the engine's to count.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+use super::{Depth, GetMeta, ListEntry, ObjectClient};
+use crate::buffer::PartBuf;
+use crate::checksum::ChecksumPolicy;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
+
+mod answer;
+mod bucket;
+mod checksum_mode;
+mod config;
+mod credentials;
+mod listing;
+mod pages;
+mod refusal;
+mod setup;
+mod stock;
+
+pub use config::{S3Config, SseCustomerKey, Transport};
+
+use answer::Plan;
+use bucket::{Bucket, Buckets};
+use credentials::CredentialCache;
+use listing::Page;
+use refusal::{Failure, Hint, Subject};
+
+/// Reads objects from S3. Cheap to clone; clones share credentials, connections and what was learned of buckets.
+#[derive(Debug, Clone)]
+pub struct S3Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: S3Config,
+    buckets: Buckets,
+    credentials: Option<Arc<CredentialCache>>,
+    /// For errors' texts.
+    endpoint: String,
+    transport: Transport,
+    metrics: Arc<Metrics>,
+}
+
+impl S3Client {
+    /// Reads environment and profile and makes a client. Nothing is sent: a wrong key or endpoint shows at the first
+    /// request.
+    pub async fn connect(config: S3Config, metrics: Arc<Metrics>) -> Result<Self> {
+        let setup = setup::find(&config).await?;
+        let endpoint = setup
+            .endpoint_url
+            .clone()
+            .unwrap_or_else(|| "S3".to_owned());
+        let shared = Shared {
+            buckets: Buckets::new(setup.sdk, &setup.region),
+            credentials: setup.credentials,
+            endpoint,
+            transport: setup.transport,
+            config,
+            metrics,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// How bodies are received: what was asked for, or the stock transport where a proxy is set.
+    pub fn transport(&self) -> Transport {
+        self.shared.transport
+    }
+}
+
+impl ObjectClient for S3Client {
+    fn head<'a>(&'a self, uri: &'a ObjectUri) -> BoxFuture<'a, Result<ObjectMeta>> {
+        self.shared.head(uri).boxed()
+    }
+
+    fn get<'a>(
+        &'a self,
+        id: &'a ObjectId,
+        range: ByteRange,
+        into: &'a mut PartBuf,
+    ) -> BoxFuture<'a, Result<GetMeta>> {
+        self.shared.get(id, range, into).boxed()
+    }
+
+    fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
+        let (shared, prefix) = (self.shared.clone(), prefix.clone());
+        pages::stream(Arc::new(move |token| {
+            let (shared, prefix) = (shared.clone(), prefix.clone());
+            async move { shared.page(&prefix, depth, token).await }.boxed()
+        }))
+    }
+}
+
+/// One GET: what is asked for, and what of it is still missing.
+#[derive(Debug)]
+struct Want<'a> {
+    id: &'a ObjectId,
+    range: ByteRange,
+    missing: ByteRange,
+}
+
+impl<'a> Want<'a> {
+    fn new(id: &'a ObjectId, range: ByteRange, into: &PartBuf) -> Self {
+        Self {
+            id,
+            range,
+            missing: range.skip(into.filled().len() as u64),
+        }
+    }
+
+    /// None for a whole object from its first byte: the answer then tells its checksum.
+    fn range_header(&self) -> Option<String> {
+        (!self.id.is_whole(self.missing)).then(|| self.missing.to_header())
+    }
+
+    fn subject(&self) -> Subject<'a> {
+        Subject {
+            uri: &self.id.uri,
+            offset: self.missing.start,
+            etag: self.id.etag.as_deref(),
+        }
+    }
+
+    /// Starts the CRC when this part will be the whole object and the answer tells what it must be.
+    fn expect(&self, plan: &Plan, policy: ChecksumPolicy, into: &mut PartBuf) -> Result<()> {
+        let is_whole = self.missing.start == 0
+            && plan
+                .size_bytes
+                .is_some_and(|size| size <= self.range.end && size > 0);
+        if policy == ChecksumPolicy::Off || !is_whole {
+            return Ok(());
+        }
+        match plan.checksum {
+            Some(checksum) => into.expect(checksum),
+            None if policy == ChecksumPolicy::Require => {
+                return Err(Error::Corrupt {
+                    uri: self.id.uri.to_string(),
+                    offset: 0,
+                    reason: "the server tells no full-object CRC of it, and --checksums require insists on one".into(),
+                });
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+fn protocol_of(subject: Subject<'_>, reason: &str) -> Error {
+    Error::Protocol {
+        uri: subject.uri.to_string(),
+        offset: subject.offset,
+        reason: reason.into(),
+    }
+}
+
+/// Counts a request while it is under way.
+struct InFlight<'a>(&'a Metrics);
+
+impl<'a> InFlight<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.requests.add(1);
+        metrics.requests_in_flight.add(1);
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.requests_in_flight.sub(1);
+    }
+}
+
+/// Each hint is heeded once: a server that sends us round in circles gets its error passed on.
+#[derive(Debug, Default)]
+struct Heeded {
+    region: bool,
+    token: bool,
+}
+
+impl Shared {
+    /// Runs attempts until one succeeds or says nothing that would help the next.
+    async fn heeding<'a, T, F>(
+        &'a self,
+        uri: &'a ObjectUri,
+        mut attempt: impl FnMut(Arc<Bucket>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut heeded = Heeded::default();
+        loop {
+            let bucket = self.buckets.get(uri.bucket());
+            let outcome = {
+                let _counted = InFlight::new(&self.metrics);
+                attempt(bucket.clone()).await
+            };
+            match outcome {
+                Ok(value) => return Ok(value),
+                Err(failure) if self.heed(failure.hint.as_ref(), uri, &bucket, &mut heeded) => {}
+                Err(failure) => return Err(self.counted(failure.error)),
+            }
+        }
+    }
+
+    fn heed(
+        &self,
+        hint: Option<&Hint>,
+        uri: &ObjectUri,
+        bucket: &Bucket,
+        heeded: &mut Heeded,
+    ) -> bool {
+        match hint {
+            Some(Hint::Region(region)) if !heeded.region => {
+                heeded.region = true;
+                self.buckets.moved(uri.bucket(), bucket, region)
+            }
+            Some(Hint::ExpiredToken) if !heeded.token => {
+                heeded.token = true;
+                self.credentials.iter().for_each(|held| held.forget());
+                self.credentials.is_some()
+            }
+            _ => false,
+        }
+    }
+
+    fn counted(&self, error: Error) -> Error {
+        if matches!(error, Error::Throttled { .. }) {
+            self.metrics.throttles.add(1);
+        }
+        error
+    }
+
+    async fn get(&self, id: &ObjectId, range: ByteRange, into: &mut PartBuf) -> Result<GetMeta> {
+        if Want::new(id, range, into).missing.is_empty() {
+            return self.nothing_to_get(id, range, into).await;
+        }
+        let sent = Instant::now();
+        let got = match self.get_bytes(id, range, into).await {
+            Err(Error::RangeNotSatisfiable { offset, answer, .. }) if id.size_bytes.is_none() => {
+                self.behind_the_end(id, offset, answer).await
+            }
+            got => got,
+        };
+        match got.and_then(|meta| self.verify(id, into).map(|()| meta)) {
+            Ok(meta) => {
+                self.metrics.request_time.record(sent.elapsed());
+                Ok(meta)
+            }
+            Err(error) => Err(self.left_behind(id, error, into)),
+        }
+    }
+
+    async fn get_bytes(
+        &self,
+        id: &ObjectId,
+        range: ByteRange,
+        into: &mut PartBuf,
+    ) -> Result<GetMeta> {
+        let mut heeded = Heeded::default();
+        loop {
+            let bucket = self.buckets.get(id.uri.bucket());
+            match self.attempt(&bucket, id, range, into).await {
+                Ok(meta) => return Ok(meta),
+                Err(failure) if self.heed(failure.hint.as_ref(), &id.uri, &bucket, &mut heeded) => {
+                }
+                Err(failure) => return Err(self.counted(failure.error)),
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        bucket: &Bucket,
+        id: &ObjectId,
+        range: ByteRange,
+        into: &mut PartBuf,
+    ) -> Result<GetMeta, Failure> {
+        let _counted = InFlight::new(&self.metrics);
+        let want = Want::new(id, range, into);
+        stock::get(
+            bucket,
+            &self.config,
+            &self.endpoint,
+            &self.metrics,
+            &want,
+            into,
+        )
+        .await
+    }
+
+    /// All bytes are there already, or none were asked for: only the facts may be missing.
+    async fn nothing_to_get(
+        &self,
+        id: &ObjectId,
+        range: ByteRange,
+        into: &mut PartBuf,
+    ) -> Result<GetMeta> {
+        self.verify(id, into)?;
+        if let (Some(size_bytes), Some(_)) = (id.size_bytes, &id.etag) {
+            return Ok(GetMeta {
+                etag: id.etag.clone(),
+                size_bytes,
+                checksum: into.expected(),
+            });
+        }
+        let meta = self.head(&id.uri).await?;
+        same_version(id, &meta)?;
+        let end = range.end.min(range.start + into.filled().len() as u64);
+        match meta.size_bytes >= end {
+            true => Ok(meta_of(meta)),
+            false => Err(Error::RangeNotSatisfiable {
+                uri: id.uri.to_string(),
+                offset: range.start,
+                answer: Default::default(),
+            }),
+        }
+    }
+
+    /// A range that starts at the end of an object of unknown length holds nothing: so it is with empty objects.
+    async fn behind_the_end(
+        &self,
+        id: &ObjectId,
+        offset: u64,
+        answer: crate::error::Answer,
+    ) -> Result<GetMeta> {
+        let meta = self.head(&id.uri).await?;
+        same_version(id, &meta)?;
+        match meta.size_bytes == offset {
+            true => Ok(meta_of(meta)),
+            false => Err(Error::RangeNotSatisfiable {
+                uri: id.uri.to_string(),
+                offset,
+                answer,
+            }),
+        }
+    }
+
+    /// Compares a part that is a whole object with the CRC that its answer told.
+    fn verify(&self, id: &ObjectId, into: &PartBuf) -> Result<()> {
+        let (Some(expected), Some(found)) = (into.expected(), into.digest()) else {
+            return Ok(());
+        };
+        if expected == found {
+            self.metrics.checksums_verified.add(1);
+            return Ok(());
+        }
+        self.metrics.checksums_bad.add(1);
+        Err(Error::Corrupt {
+            uri: id.uri.to_string(),
+            offset: 0,
+            reason: format!(
+                "its {} is {}, but {} was stored with it",
+                found
+                    .algorithm
+                    .header()
+                    .trim_start_matches("x-amz-checksum-"),
+                found.to_base64(),
+                expected.to_base64()
+            ),
+        })
+    }
+
+    /// What an error leaves in the part. Bytes of a version that nothing pins must not be continued with another's,
+    /// and corrupt ones must not be delivered: such a part is emptied.
+    fn left_behind(&self, id: &ObjectId, error: Error, into: &mut PartBuf) -> Error {
+        if id.etag.is_none() || matches!(error, Error::Corrupt { .. }) {
+            self.metrics.bytes_wasted.add(into.filled().len() as u64);
+            into.clear();
+        }
+        error
+    }
+
+    async fn head(&self, uri: &ObjectUri) -> Result<ObjectMeta> {
+        self.heeding(uri, |bucket| self.head_once(uri, bucket))
+            .await
+    }
+
+    async fn head_once(&self, uri: &ObjectUri, bucket: Arc<Bucket>) -> Result<ObjectMeta, Failure> {
+        let config = &self.config;
+        let wants_checksum = config.checksums != ChecksumPolicy::Off;
+        let mut request = bucket
+            .client
+            .head_object()
+            .bucket(uri.bucket())
+            .key(uri.key())
+            .set_checksum_mode(wants_checksum.then_some(ChecksumMode::Enabled))
+            .set_request_payer(config.request_payer.then_some(RequestPayer::Requester));
+        if let Some(key) = &config.sse_c {
+            request = request
+                .sse_customer_algorithm("AES256")
+                .sse_customer_key(key.key_base64())
+                .sse_customer_key_md5(key.md5_base64());
+        }
+        let output = request
+            .send()
+            .await
+            .map_err(|error| self.sdk_failure(uri, error))?;
+        let size_bytes = output
+            .content_length()
+            .and_then(|length| u64::try_from(length).ok())
+            .ok_or_else(|| protocol_of(Subject::of(uri), "a HEAD without Content-Length"))?;
+        let checksum = answer::full_object_checksum(&|name: &str| match name {
+            "x-amz-checksum-type" => output.checksum_type().map(|kind| kind.as_str()),
+            "x-amz-checksum-crc32" => output.checksum_crc32(),
+            "x-amz-checksum-crc32c" => output.checksum_crc32_c(),
+            "x-amz-checksum-crc64nvme" => output.checksum_crc64_nvme(),
+            _ => None,
+        });
+        Ok(ObjectMeta {
+            id: ObjectId {
+                uri: uri.clone(),
+                etag: output.e_tag().map(Into::into),
+                version_id: None,
+                size_bytes: Some(size_bytes),
+            },
+            size_bytes,
+            last_modified: output
+                .last_modified()
+                .and_then(|time| (*time).try_into().ok()),
+            checksum_algorithm: checksum.map(|checksum| checksum.algorithm),
+            checksum,
+        })
+    }
+
+    async fn page(&self, prefix: &ObjectUri, depth: Depth, token: Option<String>) -> Result<Page> {
+        self.heeding(prefix, |bucket| {
+            self.page_once(prefix, depth, token.clone(), bucket)
+        })
+        .await
+    }
+
+    async fn page_once(
+        &self,
+        prefix: &ObjectUri,
+        depth: Depth,
+        token: Option<String>,
+        bucket: Arc<Bucket>,
+    ) -> Result<Page, Failure> {
+        let key = (!prefix.key().is_empty()).then(|| prefix.key().to_owned());
+        let output = bucket
+            .client
+            .list_objects_v2()
+            .bucket(prefix.bucket())
+            .set_prefix(key)
+            .set_delimiter((depth == Depth::OneLevel).then(|| "/".to_owned()))
+            .set_continuation_token(token)
+            .encoding_type(EncodingType::Url)
+            .set_request_payer(self.config.request_payer.then_some(RequestPayer::Requester))
+            .send()
+            .await
+            .map_err(|error| self.sdk_failure(prefix, error))?;
+        Ok(listing::page(prefix, &output)?)
+    }
+
+    fn sdk_failure<E>(
+        &self,
+        uri: &ObjectUri,
+        error: aws_sdk_s3::error::SdkError<E, aws_sdk_s3::config::http::HttpResponse>,
+    ) -> Failure
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        refusal::of_sdk(Subject::of(uri), &self.config, &self.endpoint, error)
+    }
+}
+
+fn meta_of(meta: ObjectMeta) -> GetMeta {
+    GetMeta {
+        etag: meta.id.etag,
+        size_bytes: meta.size_bytes,
+        checksum: meta.checksum,
+    }
+}
+
+fn same_version(id: &ObjectId, meta: &ObjectMeta) -> Result<()> {
+    match (id.etag.as_deref(), meta.id.etag.as_deref()) {
+        (Some(expected), Some(found)) if !answer::same_etag(expected, found) => {
+            Err(answer::changed(id, expected, found))
+        }
+        _ => Ok(()),
+    }
+}
