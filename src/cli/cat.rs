@@ -21,12 +21,17 @@ use crate::metrics::Sink;
 use crate::object::ObjectMeta;
 use crate::prefetch::{Chunk, Prefetcher};
 
-/// Write objects to standard output, back to back, in the order given
-///
-/// A URI that ends in `/` is a prefix: all objects below it, in key order. Any other URI is an object, or, if there is
-/// no such object, the beginning of many keys. Braces expand as in the shell, and may be quoted so that the shell
-/// leaves them alone: `standpipe cat 's3://bucket/shard-{000..015}.tar'`.
+const NOTES: &str = "\
+A URI that ends in / is a prefix: all objects below it, in key order. Any other URI is an object or,
+if there is no such object, the beginning of many keys. Braces expand as in the shell; quoted, they
+are ours, so that no command line gets too long:
+
+  standpipe cat 's3://bucket/shard-{000..015}.tar' | tar t
+  webdataset: pipe:standpipe cat s3://bucket/shard-000.tar";
+
+/// Write objects and prefixes to standard output, back to back, in the order given
 #[derive(Debug, Args)]
+#[command(after_help = NOTES)]
 pub(super) struct Cat {
     /// s3://bucket/key, s3://bucket/prefix/, file:///path or a path
     #[arg(required = true, value_name = "URI")]
@@ -37,8 +42,9 @@ pub(super) struct Cat {
 
 impl Cat {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
-        let client = context.connect(connect::schemes(&self.uris))?;
-        let engine = Prefetcher::new(client, self.engine.config(), context.metrics.clone())?;
+        let config = self.engine.config()?;
+        let client = context.connect(&connect::schemes(&self.uris), &config)?;
+        let engine = Prefetcher::new(client, config, context.metrics.clone())?;
         let mut copy = Copy::new(Stdout::open()?);
         // On a terminal the data itself is on the screen.
         let show = context.shows_progress() && !std::io::stdout().is_terminal();

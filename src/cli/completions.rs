@@ -7,9 +7,7 @@ use super::report::Report;
 use super::{Cli, stdout};
 use crate::error::Result;
 
-/// Print a completion script for a shell
-///
-/// bash: standpipe completions bash > /etc/bash_completion.d/standpipe
+/// Print a completion script: `standpipe completions bash > /etc/bash_completion.d/standpipe`
 #[derive(Debug, Args)]
 pub(super) struct Completions {
     /// The shell

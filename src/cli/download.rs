@@ -1,5 +1,6 @@
 //! `standpipe download`: File mode.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,21 +14,26 @@ use crate::download::{self, DownloadConfig, DownloadProgress};
 use crate::error::Result;
 use crate::input::Source;
 use crate::metrics::{Metrics, Sink};
-use crate::prefetch::Prefetcher;
+use crate::prefetch::{PrefetchConfig, Prefetcher};
+
+/// One that is written, and some on their way.
+const PARTS_PER_LANE: u64 = 4;
+
+const NOTES: &str = "\
+Files are named by their keys, relative to the prefix up to its last /. Each appears only when it is
+complete and verified. A second run fetches only what is missing or different (in size or date), so
+that an interrupted download goes on.";
 
 /// Download an object, a prefix or a pattern into a directory
-///
-/// Files are named by their keys, relative to the prefix (up to its last `/`). Each appears only when it is complete
-/// and verified. A second run fetches only what is missing or different (size or date), so an interrupted download
-/// goes on where it was.
 #[derive(Debug, Args)]
+#[command(after_help = NOTES)]
 pub(super) struct Download {
     /// s3://bucket/prefix/, s3://bucket/key, file:///path or a path; braces expand
     uri: Source,
     /// Where to put it; made if missing
     dir: PathBuf,
     /// Flush each file to the disk before it gets its name, so that it also survives a loss of power
-    #[arg(long, env = "STANDPIPE_FSYNC")]
+    #[arg(long, env = "STANDPIPE_FSYNC", hide_env_values = true)]
     fsync: bool,
     #[command(flatten)]
     engine: EngineFlags,
@@ -35,10 +41,10 @@ pub(super) struct Download {
 
 impl Download {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
-        let client = context.connect(connect::schemes([&self.uri]))?;
-        let engine = Prefetcher::new(client, self.engine.config(), context.metrics.clone())?;
-        let mut config = DownloadConfig::default();
-        config.fsync = self.fsync;
+        let engine = self.engine.config()?;
+        let config = lanes(&engine, self.fsync);
+        let client = context.connect(&connect::schemes([&self.uri]), &engine)?;
+        let engine = Prefetcher::new(client, engine, context.metrics.clone())?;
         let streams = u32::try_from(config.lanes.get()).unwrap_or(u32::MAX);
         let download = download::Download::new(engine, self.uri, self.dir, config);
         let stop = download.stop().clone();
@@ -56,6 +62,19 @@ impl Download {
         result?;
         Ok(report(download.progress(), context, streams))
     }
+}
+
+/// As many lanes as have some parts of memory each: one that owns a single part waits a round trip for each next.
+fn lanes(engine: &PrefetchConfig, fsync: bool) -> DownloadConfig {
+    let mut config = DownloadConfig::default();
+    let affordable =
+        usize::try_from(engine.memory_bytes / (PARTS_PER_LANE * engine.part_bytes)).ok();
+    let affordable = affordable
+        .and_then(NonZeroUsize::new)
+        .unwrap_or(NonZeroUsize::MIN);
+    config.lanes = config.lanes.min(affordable);
+    config.fsync = fsync;
+    config
 }
 
 fn sampler(

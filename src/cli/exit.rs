@@ -40,8 +40,8 @@ pub(super) static TABLE_HELP: LazyLock<String> = LazyLock::new(|| {
         let _ = writeln!(text, "  {code:<4}{meaning}");
     }
     text.push_str(
-        "\nCredentials, region, endpoint and profile come from where the AWS CLI takes them \
-         (AWS_* variables, ~/.aws, SSO, containers, instances).\nhttps://docs.rs/standpipe",
+        "\nCredentials, region, endpoint and profile come from where the AWS CLI takes them: AWS_*\n\
+         variables, ~/.aws, SSO, containers, instances.",
     );
     text
 });

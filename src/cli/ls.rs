@@ -13,12 +13,15 @@ use super::stdout::{Written, settle};
 use crate::client::{Depth, ListEntry};
 use crate::error::{Answer, Error, Result};
 use crate::object::{ObjectMeta, ObjectUri, Scheme};
+use crate::prefetch::PrefetchConfig;
 use crate::runtime;
 
+const NOTES: &str = "\
+As with `aws s3 ls`, s3://bucket/dir lists what begins with dir; end it with / to look inside.";
+
 /// List what lies under a prefix, in the AWS CLI's format (times are UTC)
-///
-/// As with `aws s3 ls`, `s3://bucket/dir` lists what begins with `dir`; end it with `/` to look inside.
 #[derive(Debug, Args)]
+#[command(after_help = NOTES)]
 pub(super) struct Ls {
     /// s3://bucket/prefix/, file:///path or a path
     uri: ObjectUri,
@@ -43,7 +46,7 @@ struct Total {
 
 impl Ls {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
-        let client = context.connect([self.uri.scheme()])?;
+        let client = context.connect(&[self.uri.scheme()], &PrefetchConfig::default())?;
         let depth = if self.recursive {
             Depth::All
         } else {
