@@ -10,6 +10,7 @@ pub mod error;
 pub mod input;
 pub mod metrics;
 pub mod object;
+pub mod pipe;
 pub mod prefetch;
 pub mod runtime;
 mod sync;
