@@ -14,6 +14,7 @@ mod flags;
 mod interrupt;
 mod logging;
 mod ls;
+mod pipe;
 mod progress;
 mod report;
 mod size;
@@ -48,6 +49,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Pipe(pipe::Pipe),
     Cat(cat::Cat),
     Ls(ls::Ls),
     Download(download::Download),
@@ -73,6 +75,7 @@ impl Context {
 impl Command {
     fn name(&self) -> &'static str {
         match self {
+            Self::Pipe(_) => "pipe",
             Self::Cat(_) => "cat",
             Self::Ls(_) => "ls",
             Self::Download(_) => "download",
@@ -82,6 +85,7 @@ impl Command {
 
     fn run(self, context: &Context) -> Result<Report> {
         match self {
+            Self::Pipe(command) => command.run(context),
             Self::Cat(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Download(command) => command.run(context),
