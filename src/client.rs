@@ -20,6 +20,8 @@ mod local;
 mod memory;
 mod retry;
 mod s3;
+#[doc(hidden)]
+pub mod wire;
 
 pub use fault::{Behaviour, Chaos, Fault, FaultClient, FaultKind, Schedule, Unreadable};
 pub use limit::{LimitClient, LimitConfig, Throttle};

@@ -20,6 +20,7 @@ mod plan;
 mod queue;
 mod reader;
 mod schedule;
+mod stream;
 mod task;
 mod verify;
 mod window;

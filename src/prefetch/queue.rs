@@ -9,9 +9,9 @@ use std::task::Waker;
 /// Parts of one stream between issue and delivery. Bounded by its user: the window limits what is opened.
 #[derive(Debug)]
 pub(crate) struct PartQueue<T> {
-    slots: VecDeque<Option<T>>,
-    /// Index of the slot at the front.
-    head: u64,
+    /// Slots by growing id; an id is never used twice, so a late part can't fill another's slot.
+    slots: VecDeque<(u64, Option<T>)>,
+    next_id: u64,
     waker: Option<Waker>,
 }
 
@@ -27,24 +27,21 @@ pub(crate) enum Taken<T> {
 }
 
 impl<T> PartQueue<T> {
-    /// An empty queue whose first slot has index 0.
+    /// An empty queue.
     pub(crate) fn new() -> Self {
         Self {
             slots: VecDeque::new(),
-            head: 0,
+            next_id: 0,
             waker: None,
         }
     }
 
-    /// Opens the next slot and returns its index.
+    /// Opens a slot behind the others and returns its id.
     pub(crate) fn open(&mut self) -> u64 {
-        self.slots.push_back(None);
-        self.head + self.slots.len() as u64 - 1
-    }
-
-    /// The index of the next slot to be taken.
-    pub(crate) fn head(&self) -> u64 {
-        self.head
+        let id = self.next_id;
+        self.next_id += 1;
+        self.slots.push_back((id, None));
+        id
     }
 
     /// How many slots are open.
@@ -52,29 +49,34 @@ impl<T> PartQueue<T> {
         self.slots.len()
     }
 
-    /// Fills slot `index`; returns the waker to wake when the consumer waits for just this slot. Gives the item back
+    /// The id of the slot at the head, or of the next one to be opened.
+    pub(crate) fn head(&self) -> u64 {
+        self.slots.front().map_or(self.next_id, |slot| slot.0)
+    }
+
+    /// The id of the last slot that was opened and not revoked.
+    pub(crate) fn tail(&self) -> Option<u64> {
+        self.slots.back().map(|slot| slot.0)
+    }
+
+    /// Fills slot `id`; returns the waker to wake when the consumer waits for just this slot. Gives the item back
     /// when the slot was closed meanwhile.
-    pub(crate) fn complete(&mut self, index: u64, item: T) -> Result<Option<Waker>, T> {
-        let slot = index
-            .checked_sub(self.head)
-            .and_then(|at| self.slots.get_mut(at as usize));
-        match slot {
-            Some(slot) if slot.is_none() => *slot = Some(item),
-            _ => return Err(item),
+    pub(crate) fn complete(&mut self, id: u64, item: T) -> Result<Option<Waker>, T> {
+        let found = self.slots.binary_search_by_key(&id, |slot| slot.0).ok();
+        match found.map(|at| (at, &mut self.slots[at].1)) {
+            Some((at, slot @ None)) => {
+                *slot = Some(item);
+                Ok(if at == 0 { self.waker.take() } else { None })
+            }
+            _ => Err(item),
         }
-        Ok(if index == self.head {
-            self.waker.take()
-        } else {
-            None
-        })
     }
 
     /// Takes the head if it is ready, else keeps `waker` for the completion that makes it so.
     pub(crate) fn take(&mut self, waker: &Waker) -> Taken<T> {
-        match self.slots.front_mut().map(Option::take) {
+        match self.slots.front_mut().map(|slot| slot.1.take()) {
             Some(Some(item)) => {
                 self.slots.pop_front();
-                self.head += 1;
                 self.waker = None;
                 Taken::Ready(item)
             }
@@ -91,7 +93,7 @@ impl<T> PartQueue<T> {
 
     /// Looks at the head without taking it.
     pub(crate) fn peek(&self) -> Option<&T> {
-        self.slots.front()?.as_ref()
+        self.slots.front()?.1.as_ref()
     }
 
     /// Keeps `waker` until the head is ready or [`wake`](Self::wake) is called.
@@ -107,10 +109,16 @@ impl<T> PartQueue<T> {
         self.waker.take()
     }
 
+    /// Closes the last slot if it is slot `id`; returns what was ready in it.
+    pub(crate) fn revoke(&mut self, id: u64) -> Option<Option<T>> {
+        self.slots
+            .pop_back_if(|slot| slot.0 == id)
+            .map(|slot| slot.1)
+    }
+
     /// Closes every slot and returns what was ready, for the caller to drop without its lock.
     pub(crate) fn close(&mut self) -> Vec<T> {
-        self.head += self.slots.len() as u64;
-        self.slots.drain(..).flatten().collect()
+        self.slots.drain(..).filter_map(|slot| slot.1).collect()
     }
 }
 
@@ -139,6 +147,24 @@ mod tests {
         assert_eq!(queue.close(), ["b"]);
         assert_eq!(queue.complete(first, "a").unwrap_err(), "a");
         assert_eq!(queue.open(), 2);
+    }
+
+    #[test]
+    fn a_revoked_slot_takes_no_part_even_when_another_stands_in_its_place() {
+        let mut queue = PartQueue::new();
+        let (first, second) = (queue.open(), queue.open());
+        assert_eq!(
+            queue.revoke(first),
+            None,
+            "only the last slot can be revoked"
+        );
+        assert_eq!(queue.revoke(second), Some(None));
+        let again = queue.open();
+        assert_eq!(queue.complete(second, "late").unwrap_err(), "late");
+        queue.complete(first, "a").unwrap();
+        queue.complete(again, "b").unwrap();
+        assert_eq!(queue.take(Waker::noop()), Taken::Ready("a"));
+        assert_eq!(queue.take(Waker::noop()), Taken::Ready("b"));
     }
 
     proptest! {

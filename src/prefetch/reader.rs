@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use futures::Stream;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::schedule::Take;
+use super::stream::Take;
 use super::task::StreamHandle;
 use crate::error::{Error, Result};
 use crate::object::ObjectId;

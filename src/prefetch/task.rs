@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 
 use super::config::PrefetchConfig;
 use super::reader::ObjectReader;
-use super::schedule::{Action, Completion, Core, Feed, Fetch, Planned, StreamId, Take, Ticket};
+use super::schedule::{Action, Completion, Core, Fetch, HeadCheck, StreamId, Ticket};
+use super::stream::{Feed, Planned, Source, Take};
 use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
 use crate::client::{GetMeta, ObjectClient};
 use crate::error::{Error, Result};
@@ -149,12 +150,15 @@ impl Prefetcher {
         largest_part_bytes: u64,
     ) -> Result<ObjectReader> {
         let (sender, feed) = mpsc::channel(LISTED_AHEAD);
-        let starved = Arc::new(AtomicBool::new(false));
+        // It is from the start: reading ahead begins with the first object, not with the first question for one.
+        let starved = Arc::new(AtomicBool::new(true));
         let (lister, registration) = AbortHandle::new_pair();
-        let id = self
-            .0
-            .lock()
-            .open(feed, starved.clone(), lister, largest_part_bytes)?;
+        let source = Source {
+            feed,
+            starved: starved.clone(),
+            lister,
+        };
+        let id = self.0.lock().open(source, largest_part_bytes)?;
         self.0.runtime.spawn(Abortable::new(
             self.0.clone().feed(objects, sender, starved),
             registration,
@@ -197,11 +201,19 @@ impl Shared {
             match action {
                 None => break,
                 Some(Action::Wake(waker)) => waker.wake(),
-                Some(Action::Head {
-                    stream,
-                    serial,
-                    uri,
-                }) => drop(self.runtime.spawn(self.clone().check(stream, serial, uri))),
+                Some(Action::Discard(leftovers)) => {
+                    self.metrics.bytes_wasted.add(leftovers.discard())
+                }
+                Some(Action::Head(check)) => {
+                    let HeadCheck {
+                        stream,
+                        serial,
+                        uri,
+                        abort,
+                    } = check;
+                    let task = self.clone().check(stream, serial, uri);
+                    self.runtime.spawn(Abortable::new(task, abort));
+                }
                 Some(Action::Fetch(fetch)) => self.fetch(fetch),
             }
         }
@@ -209,28 +221,25 @@ impl Shared {
 
     /// Each part is a task of its own: futures polled inside one task would take turns on one core.
     fn fetch(self: &Arc<Self>, fetch: Fetch) {
-        let len = usize::try_from(fetch.range.len()).expect("a part fits in memory");
-        let mut buf = match fetch.reservation {
+        let Fetch {
+            ticket,
+            reservation,
+            abort,
+        } = fetch;
+        let len = usize::try_from(ticket.piece.range.len()).expect("a part fits in memory");
+        let mut buf = match reservation {
             Some(reservation) => self.pool.part(reservation, len),
             None => PartBuf::heap(len),
         };
-        if let Some(algorithm) = fetch.algorithm {
+        if let Some(algorithm) = ticket.piece.algorithm {
             buf.start_digest(algorithm);
         }
-        let ticket = Ticket {
-            stream: fetch.stream,
-            index: fetch.index,
-            serial: fetch.serial,
-            object: fetch.object,
-            range: fetch.range,
-            finished: false,
-        };
         let task = FetchTask {
             shared: self.clone(),
             ticket,
-            buf: Some(buf),
+            finished: false,
         };
-        self.runtime.spawn(task.run(fetch.abort));
+        self.runtime.spawn(task.run(buf, abort));
     }
 
     async fn check(self: Arc<Self>, stream: StreamId, serial: u64, uri: ObjectUri) {
@@ -285,20 +294,17 @@ impl Released for Shared {
     }
 }
 
-/// One part's task. However it ends (done, failed, aborted, panicked), its slot is completed and its buffer given back.
+/// One part's task. However it ends (done, failed, aborted, panicked), its slot is completed.
 struct FetchTask {
     shared: Arc<Shared>,
     ticket: Ticket,
-    buf: Option<PartBuf>,
+    finished: bool,
 }
 
 impl FetchTask {
-    async fn run(mut self, abort: AbortRegistration) {
-        let mut buf = self.buf.take().expect("a task starts with its buffer");
-        let get = self
-            .shared
-            .client
-            .get(&self.ticket.object, self.ticket.range, &mut buf);
+    async fn run(mut self, mut buf: PartBuf, abort: AbortRegistration) {
+        let piece = &self.ticket.piece;
+        let get = self.shared.client.get(&piece.object, piece.range, &mut buf);
         let outcome = match Abortable::new(get, abort).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::Cancelled),
@@ -307,16 +313,15 @@ impl FetchTask {
     }
 
     fn finish(&mut self, buf: PartBuf, outcome: Result<GetMeta>) {
-        self.buf = None;
+        self.finished = true;
         let completion = self.shared.lock().complete(&self.ticket, buf, outcome);
-        self.ticket.finished = true;
         self.shared.completed(completion);
     }
 }
 
 impl Drop for FetchTask {
     fn drop(&mut self) {
-        if !self.ticket.finished {
+        if !self.finished {
             self.finish(PartBuf::heap(0), Err(Error::Cancelled));
         }
     }

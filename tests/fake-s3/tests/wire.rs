@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fake_s3::{
     Algorithm, BucketOptions, ChecksumKind, CredentialKind, Credentials, Effect, FakeS3, Latency,
-    Operation, PutOptions, Rule, Shape, authorization, basic_date, content,
+    Operation, PutOptions, Rule, Shape, authorization, basic_date, content, presigned_target,
 };
 
 /// A response as it came.
@@ -193,13 +193,16 @@ fn an_object_has_its_headers() {
     );
 }
 
+/// Target, headers, expected status, text in the body.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16, &'a str);
+
 #[test]
 fn statuses_of_get() {
     let server = server();
     let etag = server.put("b", "k", b"0123456789");
     let past = ("if-modified-since", "Tue, 27 Mar 2007 19:36:42 GMT");
     let future = ("if-modified-since", "Tue, 27 Mar 2107 19:36:42 GMT");
-    let cases: &[(&str, &[(&str, &str)], u16, &str)] = &[
+    let cases: &[Case<'_>] = &[
         ("/b/k", &[], 200, "0123456789"),
         ("/b/k", &[("range", "bytes=2-4")], 206, "234"),
         ("/b/k", &[("range", "bytes=7-")], 206, "789"),
@@ -690,6 +693,71 @@ fn signatures_are_checked() {
     let log = server.log();
     assert!(log[0].authenticated && log[0].credentials == CredentialKind::Header);
     assert_eq!(log[3].error.as_deref(), Some("SignatureDoesNotMatch"));
+}
+
+#[test]
+fn signatures_in_queries_expire() {
+    let credentials = Credentials::new("AK", "SK").with_token("to/ken");
+    let server = FakeS3::builder().auth(credentials.clone()).start().unwrap();
+    server.put("b", "k+1", b"x");
+    let mut client = connect(&server);
+    let sign = |at: i64| {
+        presigned_target(
+            &credentials,
+            "us-east-1",
+            "GET",
+            "127.0.0.1",
+            "/b/k%2B1",
+            at,
+            60,
+        )
+    };
+    assert_eq!(
+        client.get(&sign(now()), &[("range", "bytes=0-0")]).status,
+        206
+    );
+    assert!(
+        client
+            .get(&sign(now() - 61), &[])
+            .has("Request has expired")
+    );
+    assert!(
+        client
+            .get(&sign(now()).replace("Expires=60", "Expires=61"), &[])
+            .has("SignatureDoesNotMatch")
+    );
+    assert_eq!(server.log()[0].credentials, CredentialKind::Presigned);
+}
+
+#[test]
+fn express_buckets_want_a_session() {
+    let credentials = Credentials::new("AK", "SK");
+    let server = FakeS3::builder().auth(credentials.clone()).start().unwrap();
+    let bucket = "x--zone--x-s3";
+    server.put(bucket, "k", b"x");
+    let mut client = connect(&server);
+    let (object, session) = (format!("/{bucket}/k"), format!("/{bucket}?session"));
+    let plain = signed(&credentials, "us-east-1", "GET", &object, now());
+    assert_eq!(call_signed(&mut client, &plain, &object).status, 403);
+    let opened = call_signed(
+        &mut client,
+        &signed(&credentials, "us-east-1", "GET", &session, now()),
+        &session,
+    )
+    .text();
+    let temporary = Credentials::new(
+        between(&opened, "<AccessKeyId>", "<"),
+        between(&opened, "<SecretAccessKey>", "<"),
+    );
+    let token = between(&opened, "<SessionToken>", "<");
+    let mut headers = signed(&temporary, "us-east-1", "GET", &object, now());
+    assert_eq!(call_signed(&mut client, &headers, &object).status, 400);
+    headers.push(("x-amz-s3session-token".to_owned(), token.to_owned()));
+    assert_eq!(call_signed(&mut client, &headers, &object).status, 200);
+    assert_eq!(
+        server.log().last().unwrap().credentials,
+        CredentialKind::Session
+    );
 }
 
 #[test]

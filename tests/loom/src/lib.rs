@@ -4,7 +4,11 @@
 //! takes the sources by path. So what is checked is what ships, and no dependency is built a second time.
 
 #[path = "../../../src/buffer/budget.rs"]
-#[expect(dead_code, reason = "the models use a part of it")]
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "it is public in the engine, and the models use a part of it"
+)]
 mod budget;
 #[path = "../../../src/prefetch/queue.rs"]
 #[expect(dead_code, reason = "the models use a part of it")]
@@ -63,7 +67,9 @@ pub fn parts_arrive_in_order() {
         for index in indices {
             assert_eq!(block_on(next(&queue)), index);
         }
-        fetchers.map(|fetcher| fetcher.join().unwrap());
+        for fetcher in fetchers {
+            fetcher.join().unwrap();
+        }
     });
 }
 
