@@ -3,7 +3,12 @@
 mod cli;
 mod conformance;
 mod faults;
+mod fixtures;
+mod layering;
 mod pipe;
 mod prefetch;
+mod readers;
 mod s3;
+mod semantics;
+mod source;
 mod world;
