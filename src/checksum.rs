@@ -147,6 +147,11 @@ impl Digest {
         self.state.update(bytes);
     }
 
+    /// Which CRC.
+    pub fn algorithm(&self) -> ChecksumAlgorithm {
+        self.algorithm
+    }
+
     /// The CRC so far.
     pub fn value(&self) -> Checksum {
         Checksum {

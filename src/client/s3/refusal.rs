@@ -381,7 +381,8 @@ mod tests {
 
     #[test]
     fn the_table() {
-        let cases: [(u16, &str, fn(&Error) -> bool); 22] = [
+        type Case = (u16, &'static str, fn(&Error) -> bool);
+        let cases: [Case; 22] = [
             (404, "NoSuchKey", |e| matches!(e, Error::NotFound { .. })),
             (404, "", |e| matches!(e, Error::NotFound { .. })),
             (404, "NoSuchBucket", |e| matches!(e, Error::NotFound { .. })),
