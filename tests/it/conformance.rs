@@ -280,7 +280,10 @@ async fn a_listing_of_many_pages_is_whole(world: &World) {
     assert!(metas.is_sorted_by(|a, b| a.id.uri.key() < b.id.uri.key()));
     for meta in metas.iter().step_by(500) {
         let head = world.client.head(&meta.id.uri).await.unwrap();
-        assert_eq!((&meta.id.uri, meta.size_bytes), (&head.id.uri, head.size_bytes));
+        assert_eq!(
+            (&meta.id.uri, meta.size_bytes),
+            (&head.id.uri, head.size_bytes)
+        );
         assert_eq!(meta.id.etag, head.id.etag, "{:?}", meta.id.uri);
     }
     let level = world.list("many/", Depth::OneLevel).await.unwrap();

@@ -186,10 +186,7 @@ fn broken() -> Vec<Case> {
     let mut cases = Vec::new();
     for at_byte in [0, 1, 70_000] {
         let doing = if at_byte < 2 { BODIES } else { GETS };
-        cases.push(right(
-            Rule::new(Effect::Reset { at_byte }).times(1),
-            doing,
-        ));
+        cases.push(right(Rule::new(Effect::Reset { at_byte }).times(1), doing));
         cases.push(right(
             Rule::new(Effect::Truncate { at_byte }).times(1),
             doing,
@@ -261,10 +258,16 @@ fn lying() -> Vec<Case> {
 
 fn odd() -> Vec<Case> {
     vec![
-        right(Rule::new(Effect::IgnoreRange), &[Whole, Parts, Unpinned, Sips]),
+        right(
+            Rule::new(Effect::IgnoreRange),
+            &[Whole, Parts, Unpinned, Sips],
+        ),
         right(Rule::new(Effect::Chunked), BODIES),
         right(Rule::new(Effect::NoContentLength), PINNED),
-        right(Rule::new(Effect::Surplus { bytes: 10 }), &[Whole, Parts, Sips]),
+        right(
+            Rule::new(Effect::Surplus { bytes: 10 }),
+            &[Whole, Parts, Sips],
+        ),
     ]
 }
 
@@ -385,7 +388,12 @@ fn operations(doing: Doing) -> &'static [Operation] {
 }
 
 /// Performs one operation under one condition and looks for what is left. Returns what went wrong.
-async fn run(server: &Arc<FakeS3>, transport: Transport, case: &Case, doing: Doing) -> Option<String> {
+async fn run(
+    server: &Arc<FakeS3>,
+    transport: Transport,
+    case: &Case,
+    doing: Doing,
+) -> Option<String> {
     let about = format!("{:?} on {doing:?}", case.rule);
     let etag = server.put("bucket", "data/k", &content(LEN, 0));
     let world = s3(server.clone(), transport, shipped).await;
@@ -410,7 +418,10 @@ async fn run(server: &Arc<FakeS3>, transport: Transport, case: &Case, doing: Doi
     match (seen(&answer), hit) {
         (_, false) => Some(format!("{about} hit nothing")),
         (found, true) if found == case.seen => None,
-        (found, true) => Some(format!("{about}: {found:?} in place of {:?}: {answer:?}", case.seen)),
+        (found, true) => Some(format!(
+            "{about}: {found:?} in place of {:?}: {answer:?}",
+            case.seen
+        )),
     }
 }
 
@@ -449,7 +460,12 @@ async fn every_condition(wire: Wire, transport: Transport) {
             wrong.extend(run(&server, transport, &case, *doing).await);
         }
     }
-    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 #[tokio::test]

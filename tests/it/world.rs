@@ -166,7 +166,10 @@ pub(crate) fn server(wire: Wire) -> Arc<FakeS3> {
 }
 
 /// Settings for `server`, with time limits for a server on loopback, and what they need on disk.
-pub(crate) fn s3_config(server: &FakeS3, transport: Transport) -> (S3Config, Option<NamedTempFile>) {
+pub(crate) fn s3_config(
+    server: &FakeS3,
+    transport: Transport,
+) -> (S3Config, Option<NamedTempFile>) {
     let ca_file = server.ca_pem().map(|pem| {
         let file = NamedTempFile::new().unwrap();
         std::fs::write(file.path(), pem).unwrap();
