@@ -339,7 +339,7 @@ async fn a_listing_without_order_is_never_cut_short_in_silence() {
 
 #[tokio::test(start_paused = true)]
 async fn a_listing_that_keeps_failing_ends_with_the_error_once() {
-    let client = ending_on_error(vec![failing(0, FaultKind::Server); 20], false);
+    let client = ending_on_error(vec![failing(0, FaultKind::Server); 60], false);
     let entries: Vec<_> = client.list(&uri(""), Depth::All).collect().await;
     assert!(
         matches!(
