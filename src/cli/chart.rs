@@ -11,6 +11,9 @@ const RIGHT: f64 = 30.0;
 const TOP: f64 = 96.0;
 const BOTTOM: f64 = 64.0;
 
+/// Sans-serif letters of 14 px are about so wide on average.
+const LETTER: f64 = 7.4;
+
 /// Colours that colour-blind readers tell apart (Okabe and Ito).
 pub(super) const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
@@ -116,8 +119,7 @@ impl Chart {
                 &format!("stroke=\"{colour}\" stroke-width=\"4\""),
             );
             put(svg, (x + 29.0, 79.0), "start", "", &entry.name);
-            // Sans-serif letters of 14 px are about 7.2 px wide on average.
-            x += 55.0 + 7.2 * entry.name.chars().count() as f64;
+            x += 55.0 + LETTER * entry.name.chars().count() as f64;
         }
     }
 
@@ -151,9 +153,11 @@ impl Chart {
             let (x, y) = (scale.x(mark.x), TOP + 16.0 + 22.0 * row as f64);
             let style = format!("stroke=\"{colour}\" stroke-dasharray=\"5 4\"");
             line(svg, (x, TOP), (x, HEIGHT - BOTTOM), &style);
-            let (at, anchor) = match x < WIDTH * 0.6 {
-                true => (x + 7.0, "start"),
-                false => (x - 7.0, "end"),
+            // Lines rise to the right, so what lies left of a mark is free.
+            let fits_left = x - LEFT > LETTER * mark.text.chars().count() as f64 + 14.0;
+            let (at, anchor) = match fits_left {
+                true => (x - 7.0, "end"),
+                false => (x + 7.0, "start"),
             };
             let halo = format!(
                 "fill=\"{colour}\" stroke=\"white\" stroke-width=\"4\" paint-order=\"stroke\""

@@ -33,7 +33,7 @@ pub(super) struct Download {
     /// Where to put it; made if missing
     dir: PathBuf,
     /// Flush each file to the disk before it gets its name, so that it also survives a loss of power
-    #[arg(long, env = "STANDPIPE_FSYNC", hide_env_values = true)]
+    #[arg(long, env = "STANDPIPE_FSYNC", hide_env = true)]
     fsync: bool,
     #[command(flatten)]
     engine: EngineFlags,
