@@ -63,12 +63,13 @@ pub(super) struct SourceFlags {
         hide_env = true
     )]
     pub(super) ca_bundle: Option<PathBuf>,
-    /// How bodies are read: `direct`, or `stock`, the AWS SDK's way
+    /// How bodies are read: direct, or stock (the AWS SDK's way)
     #[arg(
         long,
         global = true,
         value_enum,
         default_value_t,
+        hide_possible_values = true,
         env = "STANDPIPE_TRANSPORT",
         hide_env = true
     )]
@@ -103,7 +104,7 @@ pub(super) struct OutputFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct EngineFlags {
-    /// Memory for data, at most [default: 1.5 times what is in flight]
+    /// Memory for data, at most [default: 336MiB, or 1/4 of all]
     #[arg(long, value_name = "SIZE", env = "STANDPIPE_MEMORY", hide_env = true)]
     memory: Option<Size>,
     /// Size of a ranged request
@@ -112,11 +113,12 @@ pub(super) struct EngineFlags {
     /// Requests in flight, at most [default: what 10 Gb/s take]
     #[arg(long, value_name = "N", env = "STANDPIPE_CONCURRENCY", hide_env = true)]
     concurrency: Option<usize>,
-    /// `off`, `when-possible`, or `require`: fail without a checksum
+    /// Compare checksums: off, when-possible or require
     #[arg(
         long,
         value_enum,
         default_value_t,
+        hide_possible_values = true,
         env = "STANDPIPE_CHECKSUMS",
         hide_env = true
     )]
