@@ -36,7 +36,10 @@ const CEILING_PART_BYTES: u64 = 8 << 20;
 /// Part sizes and concurrencies that are tried through the engine.
 const PARTS: [u64; 3] = [2 << 20, 8 << 20, 16 << 20];
 const CONCURRENCIES: [usize; 3] = [8, 32, 64];
-const RUNS: u32 = (CEILING.len() + PARTS.len() * CONCURRENCIES.len()) as u32;
+/// An engine's run is worth two bare ones: it begins cold, with connections and memory of its own.
+const ENGINE_SHARES: u32 = 2;
+const SHARES: u32 =
+    CEILING.len() as u32 + ENGINE_SHARES * (PARTS.len() * CONCURRENCIES.len()) as u32;
 
 /// Objects that are looked at: enough to read from, and one page of a listing.
 const MOST_OBJECTS: usize = 1000;
@@ -115,10 +118,10 @@ impl Bench {
         self.report(context, &results)
     }
 
-    fn share(&self) -> Share {
+    fn shares(&self, of: u32) -> Share {
         Share {
-            time: Duration::from_secs(self.seconds) / RUNS,
-            bytes: self.max_bytes.0 / u64::from(RUNS),
+            time: Duration::from_secs(self.seconds) * of / SHARES,
+            bytes: self.max_bytes.0 * u64::from(of) / u64::from(SHARES),
         }
     }
 
@@ -132,7 +135,7 @@ impl Bench {
         let mean = bytes / objects.len().max(1) as u64;
         let requests = self.max_bytes.0 / mean.clamp(1, PARTS[0]);
         eprintln!(
-            "{} objects with {}: at most {} in {} s, at most {requests} GETs (${:.2} at S3's price)",
+            "{} objects with {}: at most {} in {} s, at most {requests} GETs (${:.4} at S3's price)",
             objects.len(),
             human(bytes as f64),
             human(self.max_bytes.0 as f64),
@@ -155,14 +158,15 @@ impl Bench {
         for concurrency in CEILING {
             let config = config(CEILING_PART_BYTES, concurrency);
             let (client, metrics) = connect(&config)?;
-            let point = measure::bare(&client, &metrics, objects, &config, self.share())?;
+            let point = measure::bare(&client, &metrics, objects, &config, self.shares(1))?;
             results.ceiling.push(point);
         }
         for part_bytes in PARTS {
             for concurrency in CONCURRENCIES {
                 let config = config(part_bytes, concurrency);
                 let (client, metrics) = connect(&config)?;
-                let point = measure::engine(client, metrics, objects, config, self.share())?;
+                let point =
+                    measure::engine(client, metrics, objects, config, self.shares(ENGINE_SHARES))?;
                 results.engine.push(point);
             }
         }

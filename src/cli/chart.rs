@@ -11,6 +11,12 @@ const RIGHT: f64 = 30.0;
 const TOP: f64 = 96.0;
 const BOTTOM: f64 = 64.0;
 
+/// Height of a mark's words.
+const MARK_ROW: f64 = 22.0;
+
+/// Sans-serif letters of 14 px are about so wide on average.
+const LETTER: f64 = 7.4;
+
 /// Colours that colour-blind readers tell apart (Okabe and Ito).
 pub(super) const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
@@ -100,7 +106,7 @@ impl Chart {
             "",
             &self.x_label,
         );
-        let middle = (TOP + bottom) / 2.0;
+        let middle = (scale.top + bottom) / 2.0;
         let turned = format!("transform=\"rotate(-90 24 {middle})\"");
         put(svg, (24.0, middle), "middle", &turned, &self.y_label);
     }
@@ -116,8 +122,7 @@ impl Chart {
                 &format!("stroke=\"{colour}\" stroke-width=\"4\""),
             );
             put(svg, (x + 29.0, 79.0), "start", "", &entry.name);
-            // Sans-serif letters of 14 px are about 7.2 px wide on average.
-            x += 55.0 + 7.2 * entry.name.chars().count() as f64;
+            x += 55.0 + LETTER * entry.name.chars().count() as f64;
         }
     }
 
@@ -144,21 +149,25 @@ impl Chart {
         }
     }
 
-    /// Each mark's words stand on a row of their own, on the side where there is room.
+    /// Each mark's words stand on a row of their own above the lines, where nothing can cross them.
     fn draw_marks(&self, scale: &Scale, svg: &mut String) {
         for (row, mark) in self.marks.iter().enumerate() {
             let colour = COLOURS[mark.of % COLOURS.len()];
-            let (x, y) = (scale.x(mark.x), TOP + 16.0 + 22.0 * row as f64);
+            let (x, y) = (scale.x(mark.x), TOP + MARK_ROW * (row as f64 + 0.5));
             let style = format!("stroke=\"{colour}\" stroke-dasharray=\"5 4\"");
-            line(svg, (x, TOP), (x, HEIGHT - BOTTOM), &style);
-            let (at, anchor) = match x < WIDTH * 0.6 {
+            line(svg, (x, y - 10.0), (x, HEIGHT - BOTTOM), &style);
+            let fits_right = WIDTH - RIGHT - x > LETTER * mark.text.chars().count() as f64;
+            let (at, anchor) = match fits_right {
                 true => (x + 7.0, "start"),
                 false => (x - 7.0, "end"),
             };
-            let halo = format!(
-                "fill=\"{colour}\" stroke=\"white\" stroke-width=\"4\" paint-order=\"stroke\""
+            put(
+                svg,
+                (at, y),
+                anchor,
+                &format!("fill=\"{colour}\""),
+                &mark.text,
             );
-            put(svg, (at, y), anchor, &halo, &mark.text);
         }
     }
 }
@@ -170,6 +179,7 @@ struct Scale {
     x_least: f64,
     x_most: f64,
     y_most: f64,
+    top: f64,
 }
 
 impl Scale {
@@ -188,6 +198,7 @@ impl Scale {
             x_most: most(|point| point.0),
             // The highest line keeps off the legend.
             y_most: most(|point| point.1) * 1.05,
+            top: TOP + MARK_ROW * chart.marks.len() as f64,
         }
     }
 
@@ -200,7 +211,7 @@ impl Scale {
     }
 
     fn y(&self, value: f64) -> f64 {
-        HEIGHT - BOTTOM - value / self.y_most * (HEIGHT - BOTTOM - TOP)
+        HEIGHT - BOTTOM - value / self.y_most * (HEIGHT - BOTTOM - self.top)
     }
 }
 

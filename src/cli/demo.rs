@@ -42,7 +42,7 @@ pub(super) struct Demo {
     /// Where to write demo.svg and demo.html
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Size of the data set; File mode needs as much space in the temporary directory
+    /// Size of the data set; File mode needs as much temporary space
     #[arg(long, value_name = "SIZE", default_value_t = Size(1 << 30))]
     size: Size,
     /// Time that the trainer takes for a MiB

@@ -720,9 +720,10 @@ fn ctrl_c_ends_pipe_mode() {
 fn help_names_every_flag_and_the_exit_codes() {
     let help = |args: &[&str]| text(&bare(args).output().unwrap().stdout);
     let top = help(&["--help"]);
-    for word in SUBCOMMANDS
-        .iter()
-        .chain(&["Exit codes:", "143 ended by SIGTERM"])
+    for word in
+        SUBCOMMANDS
+            .iter()
+            .chain(&["Exit codes:", "143 ended by SIGTERM", "STANDPIPE_MEMORY"])
     {
         assert!(top.contains(word), "{word}");
     }
@@ -739,13 +740,7 @@ fn help_names_every_flag_and_the_exit_codes() {
         "--verbose",
         "STANDPIPE_LOG",
     ];
-    let engine = [
-        "--memory",
-        "--part-size",
-        "--concurrency",
-        "--checksums",
-        "STANDPIPE_MEMORY",
-    ];
+    let engine = ["--memory", "--part-size", "--concurrency", "--checksums"];
     for (command, own) in [
         ("cat", &engine[..]),
         ("download", &[&engine[..], &["--fsync"]].concat()),
@@ -770,7 +765,7 @@ fn help_names_every_flag_and_the_exit_codes() {
             .map(|line| line.chars().count())
             .max()
             .unwrap_or(0);
-        assert!(longest <= 120, "{command}: a line of {longest} characters");
+        assert!(longest <= 106, "{command}: a line of {longest} characters");
         assert!(!help.contains('\x1b'));
     }
 }
@@ -883,4 +878,64 @@ fn a_full_disk_is_told_and_leaves_no_temporary_file() {
     assert_eq!(code(&output), 1, "{stderr}");
     assert!(stderr.contains("large: File too large"), "{stderr}");
     assert!(files(target.path()).is_empty());
+}
+
+#[test]
+fn the_demo_shows_both_modes_with_the_same_bytes() {
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().display().to_string();
+    let args = [
+        "demo",
+        "--out",
+        &path,
+        "--size",
+        "16MiB",
+        "--step-ms",
+        "0",
+        "--json",
+    ];
+    let output = ended(
+        bare(&args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["pipe"]["bytes"], 16 << 20);
+    assert_eq!(told["pipe"]["sha256"], told["file"]["sha256"]);
+    assert_eq!(files(out.path()), ["demo.html", "demo.svg"]);
+    let svg = std::fs::read_to_string(out.path().join("demo.svg")).unwrap();
+    assert!(
+        svg.contains("Pipe mode: first byte after") && !svg.contains("NaN"),
+        "{svg}"
+    );
+}
+
+#[test]
+fn the_bench_stays_within_its_bounds_and_recommends_flags() {
+    let server = server();
+    server.put_synthetic("bkt", "bench/large", 64 << 20, 5);
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().display().to_string();
+    let args = [
+        "bench",
+        "s3://bkt/bench/",
+        "--seconds",
+        "2",
+        "--max-bytes",
+        "256MiB",
+        "--out",
+        &path,
+    ];
+    let output = run(&server, &args);
+    let (told, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(code(&output), 0, "{stderr}");
+    assert!(
+        told.contains("The limit: ") && told.contains("--part-size "),
+        "{told}"
+    );
+    assert!(stderr.contains("at most 256 MiB in 2 s"), "{stderr}");
+    assert_eq!(files(out.path()), ["bench.html", "bench.svg"]);
 }

@@ -35,6 +35,9 @@ pub(super) struct Point {
     pub(super) requests: u64,
 }
 
+/// Of an engine's run, the first third is not counted: connections are opened and memory is touched for the first time.
+const WARM_UP: u32 = 3;
+
 /// Clocks at the start of a run.
 #[derive(Debug)]
 struct Meter {
@@ -158,15 +161,21 @@ pub(super) fn engine(
     let engine = Prefetcher::new(client, config.clone(), metrics.clone())?;
     let objects = objects.to_vec();
     let endless = stream::iter(objects.into_iter().cycle()).map(Ok).boxed();
-    let meter = Meter::start();
     let mut reader = engine.read_all(endless)?.blocking();
-    let mut bytes = 0;
-    while bytes < share.bytes && meter.started.elapsed() < share.time {
-        match reader.next_chunk_timeout(LOOK)? {
-            Next::Chunk(chunk) => bytes += chunk.bytes.len() as u64,
-            Next::TimedOut => {}
-            Next::End => break,
+    let begun = Instant::now();
+    let mut take = |until: Duration, most_bytes: u64| -> Result<u64> {
+        let mut bytes = 0;
+        while bytes < most_bytes && begun.elapsed() < until {
+            match reader.next_chunk_timeout(LOOK)? {
+                Next::Chunk(chunk) => bytes += chunk.bytes.len() as u64,
+                Next::TimedOut => {}
+                Next::End => break,
+            }
         }
-    }
+        Ok(bytes)
+    };
+    let warm = take(share.time / WARM_UP, share.bytes / u64::from(WARM_UP))?;
+    let meter = Meter::start();
+    let bytes = take(share.time, share.bytes.saturating_sub(warm))?;
     Ok(meter.point(bytes, &config, &metrics))
 }
