@@ -9,6 +9,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::{CrcAlgorithm, Digest as FastDigest};
 
+/// How much the checksums that the server offers count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChecksumPolicy {
+    /// They are neither asked for nor computed.
+    Off,
+    /// They are compared where the server's answer allows it; objects without one are counted.
+    #[default]
+    WhenPossible,
+    /// An object that can't be verified is an error.
+    Require,
+}
+
 /// The CRCs that S3 knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChecksumAlgorithm {
@@ -57,19 +69,6 @@ impl ChecksumAlgorithm {
             Self::Crc64Nvme => 8,
         }
     }
-}
-
-/// How much the reader insists on checksums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ChecksumPolicy {
-    /// None is asked for and none is compared.
-    Off,
-    /// Compared wherever the server tells one that can be; what could not be compared is counted. The default: S3
-    /// keeps a CRC64NVME of nearly every new object, and comparing it costs 0.02 to 0.05 CPU seconds per GB.
-    #[default]
-    WhenPossible,
-    /// An object without a checksum that can be compared is an error.
-    Require,
 }
 
 /// A full-object checksum: algorithm and value.
@@ -145,6 +144,11 @@ impl Digest {
     /// Goes on over `bytes`; cheapest right after they were received, while they are in the cache.
     pub fn update(&mut self, bytes: &[u8]) {
         self.state.update(bytes);
+    }
+
+    /// Which CRC.
+    pub fn algorithm(&self) -> ChecksumAlgorithm {
+        self.algorithm
     }
 
     /// The CRC so far.

@@ -14,11 +14,21 @@ use crate::checksum::Checksum;
 use crate::error::Result;
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 
+mod fault;
+mod limit;
+mod local;
 mod memory;
+mod retry;
 mod s3;
+#[doc(hidden)]
+pub mod wire;
 
+pub use fault::{Behaviour, Chaos, Fault, FaultClient, FaultKind, Schedule, Unreadable};
+pub use limit::{LimitClient, LimitConfig, Throttle};
+pub use local::LocalClient;
 pub use memory::MemoryClient;
-pub use s3::{S3Client, S3Config, SseCustomerKey, Transport};
+pub use retry::{Backoff, FailureKind, RetryClient, RetryConfig};
+pub use s3::{AccessKey, S3Client, S3Config, SseCustomerKey, Transport};
 
 /// Reads objects. Shared as `Arc<dyn ObjectClient>`: one virtual call per part.
 pub trait ObjectClient: Debug + Send + Sync + 'static {
@@ -39,6 +49,9 @@ pub trait ObjectClient: Debug + Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<GetMeta>>;
 
     /// Lists what lies under a prefix, in the server's order, page by page as the stream is polled.
+    ///
+    /// A retryable error does not end the listing: polled again, the stream asks for the same page again. Only a
+    /// listing that is complete, or has given an error that no retry heals, ends.
     fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>>;
 }
 

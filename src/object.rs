@@ -165,6 +165,11 @@ impl ObjectId {
         }
     }
 
+    /// Whether size and version are known, so that parts can be read side by side.
+    pub fn is_pinned(&self) -> bool {
+        self.size_bytes.is_some() && (self.etag.is_some() || self.version_id.is_some())
+    }
+
     /// Whether `range` is the whole object.
     pub fn is_whole(&self, range: ByteRange) -> bool {
         range.start == 0 && self.size_bytes == Some(range.end)

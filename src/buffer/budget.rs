@@ -1,7 +1,8 @@
 //! The limit on memory, in bytes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
+
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Told whenever bytes come back to a budget. Called on whatever thread dropped them, with no lock held.
 pub trait Released: Send + Sync {

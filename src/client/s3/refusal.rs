@@ -15,7 +15,8 @@ use crate::object::ObjectUri;
 /// A request that failed, and what could make the next attempt succeed.
 #[derive(Debug)]
 pub(super) struct Failure {
-    pub(super) error: Error,
+    /// Boxed, because every good result would otherwise be moved about with its size.
+    pub(super) error: Box<Error>,
     pub(super) hint: Option<Hint>,
 }
 
@@ -30,7 +31,10 @@ pub(super) enum Hint {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, hint: None }
+        Self {
+            error: Box::new(error),
+            hint: None,
+        }
     }
 }
 
@@ -76,7 +80,7 @@ pub(super) fn refused<'a>(
         .or_else(|| element(&body, "Region"));
     Failure {
         hint: hint(&answer, region),
-        error: classify(subject, answer),
+        error: Box::new(classify(subject, answer)),
     }
 }
 
@@ -243,6 +247,14 @@ where
                 source: root_cause(&error),
             }
         }
+        // Sent, and answered with something that hyper could not read.
+        SdkError::DispatchFailure(_) if with_causes(&error).contains("(SendRequest)") => {
+            Error::Protocol {
+                uri,
+                offset,
+                reason: with_causes(&error),
+            }
+        }
         _ if timeout => stalled(subject, config, &error),
         _ => Error::Refused {
             uri,
@@ -330,7 +342,7 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 }
 
 /// The whole chain in one line, without the sentences that say nothing.
-fn with_causes(error: &(dyn StdError + 'static)) -> String {
+pub(super) fn with_causes(error: &(dyn StdError + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     for part in chain(error).map(ToString::to_string) {
         if parts.last() != Some(&part) {
@@ -368,12 +380,13 @@ mod tests {
                 "<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Message>a &lt; b</Message><RequestId>R1</RequestId></Error>"
             ),
         };
-        refused(subject, status, |_| None, body.as_bytes()).error
+        *refused(subject, status, |_| None, body.as_bytes()).error
     }
 
     #[test]
     fn the_table() {
-        let cases: [(u16, &str, fn(&Error) -> bool); 22] = [
+        type Case = (u16, &'static str, fn(&Error) -> bool);
+        let cases: [Case; 22] = [
             (404, "NoSuchKey", |e| matches!(e, Error::NotFound { .. })),
             (404, "", |e| matches!(e, Error::NotFound { .. })),
             (404, "NoSuchBucket", |e| matches!(e, Error::NotFound { .. })),

@@ -309,7 +309,7 @@ fn canonical_request(request: &Request<'_>, signed_headers: &str, payload_hash: 
     out.push('\n');
     // Decoded and encoded again: what the client left unencoded does not matter.
     let path: Cow<'_, [u8]> = percent_decode_str(request.raw_path).into();
-    let _ = write!(out, "{}\n", percent_encoding::percent_encode(&path, PATH));
+    let _ = writeln!(out, "{}", percent_encoding::percent_encode(&path, PATH));
     push_canonical_query(&mut out, request);
     out.push('\n');
     for name in signed_headers.split(';') {
@@ -412,16 +412,6 @@ pub fn authorization(
     target: &str,
     headers: &[(&str, &str)],
 ) -> String {
-    let mut parsed: Vec<httparse::Header<'_>> = headers
-        .iter()
-        .map(|(name, value)| httparse::Header {
-            name,
-            value: value.as_bytes(),
-        })
-        .collect();
-    let mut head = httparse::Request::new(&mut parsed);
-    head.method = Some(method);
-    head.path = Some(target);
     let find = |name: &str| {
         headers
             .iter()
@@ -433,21 +423,89 @@ pub fn authorization(
         .map(|header| header.0)
         .collect::<Vec<_>>()
         .join(";");
-    let timestamp = find("x-amz-date");
-    let scope = format!(
-        "{}/{region}/s3/aws4_request",
-        timestamp.get(..8).unwrap_or("")
-    );
-    let Some(request) = Request::new(&head, &[]) else {
-        return String::new();
-    };
-    let canonical = canonical_request(&request, &signed, find("x-amz-content-sha256"));
-    let to_sign = string_to_sign(timestamp, &scope, &canonical);
-    let signature = sign(&mut KeyCache::default(), credentials, &scope, &to_sign);
+    let scope = scope(find("x-amz-date"), region);
+    let payload = (find("x-amz-date"), find("x-amz-content-sha256"));
+    let signature = signature(credentials, &scope, method, target, headers, payload);
     let access_key = &credentials.access_key;
     format!(
         "AWS4-HMAC-SHA256 Credential={access_key}/{scope},SignedHeaders={signed},Signature={signature}"
     )
+}
+
+/// Presigns a request for a test: the target to ask for on `host`, good from second `at` on for `expires_s` seconds.
+pub fn presigned_target(
+    credentials: &Credentials,
+    region: &str,
+    method: &str,
+    host: &str,
+    path: &str,
+    at: i64,
+    expires_s: u32,
+) -> String {
+    let date = date::basic(at);
+    let scope = scope(&date, region);
+    let credential = format!("{}/{scope}", credentials.access_key);
+    let credential = utf8_percent_encode(&credential, QUERY);
+    let mut target = format!(
+        "{path}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={credential}&X-Amz-Date={date}\
+         &X-Amz-Expires={expires_s}&X-Amz-SignedHeaders=host"
+    );
+    if let Some(token) = &credentials.session_token {
+        let _ = write!(
+            target,
+            "&X-Amz-Security-Token={}",
+            utf8_percent_encode(token, QUERY)
+        );
+    }
+    let payload = (&*date, "UNSIGNED-PAYLOAD");
+    let signature = signature(
+        credentials,
+        &scope,
+        method,
+        &target,
+        &[("host", host)],
+        payload,
+    );
+    format!("{target}&X-Amz-Signature={signature}")
+}
+
+fn scope(timestamp: &str, region: &str) -> String {
+    format!(
+        "{}/{region}/s3/aws4_request",
+        timestamp.get(..8).unwrap_or("")
+    )
+}
+
+/// The signature over these headers; `payload` is the timestamp and the payload's hash.
+fn signature(
+    credentials: &Credentials,
+    scope: &str,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    payload: (&str, &str),
+) -> String {
+    let mut parsed: Vec<httparse::Header<'_>> = headers
+        .iter()
+        .map(|(name, value)| httparse::Header {
+            name,
+            value: value.as_bytes(),
+        })
+        .collect();
+    let mut head = httparse::Request::new(&mut parsed);
+    head.method = Some(method);
+    head.path = Some(target);
+    let Some(request) = Request::new(&head, &[]) else {
+        return String::new();
+    };
+    let signed = headers
+        .iter()
+        .map(|header| header.0)
+        .collect::<Vec<_>>()
+        .join(";");
+    let canonical = canonical_request(&request, &signed, payload.1);
+    let to_sign = string_to_sign(payload.0, scope, &canonical);
+    sign(&mut KeyCache::default(), credentials, scope, &to_sign)
 }
 
 #[cfg(test)]
@@ -483,6 +541,20 @@ mod tests {
         assert!(
             list.ends_with("34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7"),
             "{list}"
+        ); // From "Authenticating Requests: Using Query Parameters".
+        let at = date::parse_basic("20130524T000000Z").unwrap();
+        let presigned = presigned_target(
+            &credentials,
+            "us-east-1",
+            "GET",
+            host.1,
+            "/test.txt",
+            at,
+            86_400,
+        );
+        assert!(
+            presigned.ends_with("aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"),
+            "{presigned}"
         );
     }
 }

@@ -110,7 +110,7 @@ impl Algorithm {
         }
         let half = self.power(one, len, count / 2);
         let even = crc_fast::checksum_combine(self.crc(), half, half, len * (count / 2));
-        if count % 2 == 0 {
+        if count.is_multiple_of(2) {
             even
         } else {
             crc_fast::checksum_combine(self.crc(), even, one, len)

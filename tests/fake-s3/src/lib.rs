@@ -22,6 +22,7 @@ mod content;
 mod date;
 mod log;
 mod memory;
+pub mod raw;
 mod request;
 mod response;
 mod script;
@@ -32,7 +33,7 @@ mod tls;
 mod transport;
 mod xml;
 
-pub use auth::{Credentials, authorization};
+pub use auth::{Credentials, authorization, presigned_target};
 pub use checksum::{Algorithm, ChecksumKind};
 pub use content::{PATTERN_BYTES, content};
 pub use date::basic as basic_date;

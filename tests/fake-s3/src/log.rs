@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::script::Operation;
 
@@ -66,9 +66,25 @@ pub struct LogEntry {
     /// Effects of the script that hit it.
     pub faults: Vec<&'static str>,
     /// When its head had arrived, from the server's start.
+    #[serde(serialize_with = "seconds")]
     pub started: Duration,
     /// When its response was done, from the server's start; `None` while it runs.
+    #[serde(serialize_with = "maybe_seconds")]
     pub finished: Option<Duration>,
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+/// Seconds or null.
+fn maybe_seconds<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration
+        .map(|duration| duration.as_secs_f64())
+        .serialize(serializer)
 }
 
 /// Counters.

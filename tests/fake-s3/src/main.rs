@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use fake_s3::{BucketOptions, Credentials, FakeS3, Latency, Rule, Shape};
@@ -83,20 +84,35 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         server.script("", rules);
     }
     announce(&server, args)?;
-    if args.until_stdin_closes {
-        let _ = std::io::copy(
-            &mut std::io::stdin().lock().take(u64::MAX),
-            &mut std::io::sink(),
-        );
-        drop(server);
-        remove_ca(args);
-        return Ok(());
+    wait_for_the_end(args.until_stdin_closes)?;
+    drop(server);
+    remove_ca(args);
+    Ok(())
+}
+
+/// Returns at SIGTERM or SIGINT, or when stdin closes if that is asked for.
+fn wait_for_the_end(until_stdin_closes: bool) -> std::io::Result<()> {
+    let (mut wake, ours) = std::io::pipe()?;
+    let ours = Arc::new(ours);
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        notify(signal.as_raw(), Arc::clone(&ours))?;
     }
-    // SIGTERM's and SIGINT's default ends the process at once: nothing is on disk that would need an orderly end, and
-    // the log is written line by line.
-    loop {
-        std::thread::park();
+    if until_stdin_closes {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ = (&*ours).write(b"e");
+        });
     }
+    wake.read(&mut [0]).map(|_| ())
+}
+
+#[expect(unsafe_code, reason = "a signal handler")]
+fn notify(signal: i32, pipe: Arc<std::io::PipeWriter>) -> std::io::Result<()> {
+    let handler = move || {
+        let _ = rustix::io::write(&*pipe, b"s");
+    };
+    // SAFETY: the handler only writes to a pipe, which is async-signal-safe.
+    unsafe { signal_hook_registry::register(signal, handler) }.map(|_| ())
 }
 
 fn start(args: &Args) -> Result<FakeS3, Box<dyn Error>> {

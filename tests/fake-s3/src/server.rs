@@ -105,11 +105,6 @@ impl Shared {
         *self.shape.write().unwrap_or_else(PoisonError::into_inner) = with_clock(shape);
     }
 
-    /// The log, from within a request: waiting for all requests would wait for this one.
-    pub(crate) fn log_without_waiting(&self) -> Vec<LogEntry> {
-        self.log.entries()
-    }
-
     fn serve(&self, number: u64, socket: Arc<TcpStream>) {
         let transport = match &self.tls {
             Some(config) => Transport::tls(Arc::clone(config), socket),

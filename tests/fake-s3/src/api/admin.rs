@@ -29,7 +29,7 @@ pub(super) fn handle(exchange: &Exchange<'_>, body: &mut Body<'_>) -> Answer {
     let server = exchange.server;
     let bytes = body.read_all(exchange.request)?;
     match (exchange.request.method, &*exchange.request.key) {
-        ("GET", "log") => return Ok(Response::json(&server.log_without_waiting())),
+        ("GET", "log") => return Ok(Response::json(&server.log.entries())),
         ("GET", "stats") => return Ok(Response::json(&server.log.stats())),
         ("POST", "log/clear") => server.log.clear(),
         ("POST", "script/clear") => server.script.clear(),

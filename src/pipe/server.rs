@@ -1,0 +1,184 @@
+//! The channels of one directory, from the first FIFO to the last.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use super::cancel::Canceller;
+use super::channel::{ChannelWriter, Shared, lock};
+use super::fifo;
+use super::lock::DirLock;
+use super::name::{ChannelName, check_names};
+use super::{ChannelSummary, OnFailure, PipeChannel, PipeConfig, PipeSummary};
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+
+type Ended = std::thread::Result<Result<()>>;
+
+/// Serves channels as FIFOs.
+///
+/// Dropping it cancels it. Write ends of epochs that were cut off stay open until then, because a reader cannot tell a
+/// closed one from the end of the data: after a failure, exit the process with the server still in hand.
+pub struct PipeServer {
+    shared: Arc<Shared>,
+    summaries: Vec<Arc<Mutex<ChannelSummary>>>,
+    threads: Vec<JoinHandle<()>>,
+    /// One message from each thread as it ends; gone threads that sent none are not possible, panics are caught.
+    ended: Receiver<Ended>,
+    failed: Option<Error>,
+    started: Instant,
+    lock: Option<DirLock>,
+}
+
+impl fmt::Debug for PipeServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PipeServer")
+            .field("config", &self.shared.config)
+            .field("channels", &self.summaries)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PipeServer {
+    /// Starts to serve. When this returns, the FIFO of epoch 0 exists for every channel, and reading ahead has begun.
+    ///
+    /// `on_failure` is called at once when an epoch fails, from the channel's thread; [`wait`](Self::wait) returns the
+    /// error only when the reader has gone or the grace period is over.
+    pub fn start(
+        config: PipeConfig,
+        channels: Vec<PipeChannel>,
+        metrics: Arc<Metrics>,
+        on_failure: OnFailure,
+    ) -> Result<Self> {
+        config.validate()?;
+        if channels.is_empty() {
+            return Err(Error::config("channel", "none is given: name at least one"));
+        }
+        check_names(channels.iter().map(|channel| &channel.name))?;
+        std::fs::create_dir_all(&config.dir).map_err(|error| Error::io(&config.dir, error))?;
+        let dir_lock = DirLock::take(&config.dir)?;
+        for channel in &channels {
+            sweep(&config.dir, &channel.name, config.epochs)?;
+        }
+        let shared = Arc::new(Shared {
+            config,
+            metrics,
+            canceller: Canceller::new()?,
+            on_failure,
+            kept: Mutex::default(),
+        });
+        let writers: Vec<_> = channels
+            .into_iter()
+            .map(|channel| ChannelWriter::new(channel, shared.clone()))
+            .collect::<Result<_>>()?;
+        Self::spawn(writers, shared, dir_lock)
+    }
+
+    fn spawn(writers: Vec<ChannelWriter>, shared: Arc<Shared>, dir_lock: DirLock) -> Result<Self> {
+        let (tell, ended) = channel();
+        let mut server = Self {
+            summaries: writers.iter().map(ChannelWriter::summary).collect(),
+            shared,
+            threads: Vec::with_capacity(writers.len()),
+            ended,
+            failed: None,
+            started: Instant::now(),
+            lock: Some(dir_lock),
+        };
+        for writer in writers {
+            let thread = spawn(writer, tell.clone())?;
+            server.threads.push(thread);
+        }
+        Ok(server)
+    }
+
+    /// What stops the server, from a signal handler's task for one.
+    pub fn canceller(&self) -> Canceller {
+        self.shared.canceller.clone()
+    }
+
+    /// How far every channel has come.
+    pub fn summary(&self) -> PipeSummary {
+        PipeSummary {
+            elapsed: self.started.elapsed(),
+            channels: self
+                .summaries
+                .iter()
+                .map(|summary| lock(summary).clone())
+                .collect(),
+        }
+    }
+
+    /// Waits until every channel has served all its epochs, or one has failed, or the server is cancelled.
+    ///
+    /// After the first failure, the other channels are cut off. No FIFO is left when this returns.
+    pub fn wait(&mut self) -> Result<PipeSummary> {
+        let mut panicked = None;
+        for _ in 0..self.threads.len() {
+            match self.ended.recv() {
+                Ok(Ok(Ok(()))) => continue,
+                Ok(Ok(Err(error))) => _ = self.failed.get_or_insert(error),
+                Ok(Err(panic)) => panicked = Some(panic),
+                Err(_) => break,
+            }
+            self.shared.canceller.cancel();
+        }
+        self.join();
+        if let Some(panic) = panicked {
+            resume_unwind(panic);
+        }
+        self.failed.clone().map_or_else(|| Ok(self.summary()), Err)
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // Panics were caught and sent.
+            let _ = thread.join();
+        }
+        self.lock = None;
+    }
+}
+
+impl Drop for PipeServer {
+    fn drop(&mut self) {
+        self.shared.canceller.cancel();
+        self.join();
+    }
+}
+
+fn spawn(writer: ChannelWriter, tell: Sender<Ended>) -> Result<JoinHandle<()>> {
+    let name = format!("pipe {}", writer.name());
+    Builder::new()
+        .name(name.clone())
+        .spawn(move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| writer.run()));
+            // The server is gone when nobody listens.
+            let _ = tell.send(ended);
+        })
+        .map_err(|error| Error::io(name, error))
+}
+
+/// Clears away what an earlier server of this channel left: FIFOs of later epochs, and the reasons why it failed.
+fn sweep(dir: &Path, channel: &ChannelName, epochs: Option<u64>) -> Result<()> {
+    let failed = |error| Error::io(dir, error);
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let path = dir.join(name);
+        let served = |epoch: u64| epochs.is_none_or(|epochs| epoch <= epochs);
+        match channel.epoch_of_fifo(name) {
+            // The first one is taken over when it is made: a reader may wait for it.
+            Some(0) => {}
+            Some(epoch) if served(epoch) => fifo::clear(&path)?,
+            _ if channel.epoch_of_status(name).is_some() => {
+                std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,648 @@
+//! One stream's state: what it reads next, what is under way, and what is ready.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+
+use futures::future::{AbortHandle, AbortRegistration};
+use tokio::sync::mpsc::{self, error::TryRecvError};
+
+use super::plan::Grid;
+use super::queue::{PartQueue, Taken};
+use super::verify::{Verdict, Verifier, unverifiable};
+use super::window::ReadWindow;
+use crate::buffer::{PartBuf, class_bytes};
+use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumPolicy};
+use crate::client::GetMeta;
+use crate::error::{Error, Result};
+use crate::object::{ByteRange, ObjectId, ObjectUri};
+
+/// One object to read, as a listing or the caller describes it.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) id: ObjectId,
+    pub(super) algorithm: Option<ChecksumAlgorithm>,
+}
+
+/// What feeds a stream. The end is said, not implied by a dropped sender: a lister that dies is not an end.
+#[derive(Debug)]
+pub(super) enum Feed {
+    Object(Planned),
+    Failed(Error),
+    End,
+}
+
+/// The receiving end of a stream's lister.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) feed: mpsc::Receiver<Feed>,
+    /// Tells the lister that the stream had nothing to plan.
+    pub(super) starved: Arc<AtomicBool>,
+    pub(super) lister: AbortHandle,
+}
+
+/// A range of one object to fetch.
+#[derive(Debug, Clone)]
+pub(super) struct Piece {
+    pub(super) object: Arc<ObjectId>,
+    /// Which object of the stream, counted from 0.
+    pub(super) serial: u64,
+    pub(super) range: ByteRange,
+    /// The CRC to keep, when the object is verified over its parts.
+    pub(super) algorithm: Option<ChecksumAlgorithm>,
+}
+
+impl Piece {
+    /// What it takes from the budget.
+    pub(super) fn charged_bytes(&self) -> u64 {
+        class_bytes(self.range.len())
+    }
+}
+
+/// What was fetched for a slot, or why it was not.
+#[derive(Debug)]
+pub(super) enum Done {
+    Part(Part),
+    /// A part that broke: its good bytes, then the error.
+    Broken(Part, Error),
+    Failed(Error),
+}
+
+/// A part on its way to the consumer.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) object: Arc<ObjectId>,
+    pub(super) offset: u64,
+    pub(super) buf: PartBuf,
+    pub(super) ends_object: bool,
+    serial: u64,
+    /// Fetched whole, in one request: whether the client compared its checksum.
+    whole: Option<bool>,
+    charged_bytes: u64,
+}
+
+/// What a consumer gets when it asks.
+pub(super) enum Take {
+    Part(Part),
+    Pending,
+    End,
+    Failed(Error, Leftovers),
+}
+
+/// What a stream leaves behind when it stops: to be dropped, and tasks to be stopped, outside the lock.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    buffers: Vec<PartBuf>,
+    aborts: Vec<AbortHandle>,
+}
+
+impl Leftovers {
+    /// Stops the tasks and gives the buffers back; returns how many bytes were fetched for nothing.
+    pub(super) fn discard(self) -> u64 {
+        self.aborts.iter().for_each(AbortHandle::abort);
+        self.buffers
+            .iter()
+            .map(|buf| buf.filled().len() as u64)
+            .sum()
+    }
+
+    pub(super) fn of(buf: PartBuf) -> Self {
+        Self {
+            buffers: vec![buf],
+            aborts: Vec::new(),
+        }
+    }
+
+    fn keep(&mut self, done: Done) {
+        if let Done::Part(part) | Done::Broken(part, _) = done {
+            self.buffers.push(part.buf);
+        }
+    }
+}
+
+/// What planning came upon.
+pub(super) enum PlanEvent {
+    Wake(Waker),
+    /// The checksum of an object that is fetched in parts is to be asked for.
+    Head(u64, ObjectUri, AbortRegistration),
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    source: Source,
+    /// The feed has ended or failed.
+    exhausted: bool,
+    cursor: Option<Cursor>,
+    /// Pieces whose slots were revoked, the next one last.
+    revoked: Vec<Piece>,
+    objects_begun: u64,
+    queue: PartQueue<Done>,
+    /// Pieces with a slot that a task fills or has filled.
+    issued: VecDeque<Issued>,
+    pub(super) window: ReadWindow,
+    /// Memory of the parts between issue and delivery.
+    pub(super) outstanding_bytes: u64,
+    pub(super) waiting: bool,
+    /// Bytes issued so far, on a scale shared by all streams: the smallest is served next.
+    pub(super) served_bytes: u64,
+    pub(super) credit_bytes: u64,
+    verifier: Verifier,
+    checks: VecDeque<Check>,
+    /// What ends the stream now that the good bytes of the broken part were delivered.
+    broken: Option<Error>,
+}
+
+#[derive(Debug)]
+struct Issued {
+    slot: u64,
+    piece: Piece,
+    abort: AbortHandle,
+}
+
+/// Where in the current object the next part starts.
+#[derive(Debug)]
+struct Cursor {
+    object: Arc<ObjectId>,
+    algorithm: Option<ChecksumAlgorithm>,
+    serial: u64,
+    next: u64,
+    /// The first part of an object of unknown size or version is under way; its answer pins the object.
+    discovering: bool,
+}
+
+impl Cursor {
+    /// Its size, or the largest possible while it is unknown.
+    fn size_bytes(&self) -> u64 {
+        self.object.size_bytes.unwrap_or(u64::MAX)
+    }
+}
+
+#[derive(Debug)]
+struct Check {
+    serial: u64,
+    answer: Option<Result<Option<Checksum>>>,
+    abort: AbortHandle,
+}
+
+enum Begun {
+    Fetch(Option<PlanEvent>),
+    Empty(Done),
+}
+
+/// What the answer to a part's request says of its object.
+struct Accepted {
+    object: Arc<ObjectId>,
+    ends_object: bool,
+    whole: Option<bool>,
+}
+
+impl Accepted {
+    fn part(self, piece: &Piece, buf: PartBuf) -> Part {
+        Part {
+            object: self.object,
+            offset: piece.range.start,
+            buf,
+            ends_object: self.ends_object,
+            serial: piece.serial,
+            whole: self.whole,
+            charged_bytes: piece.charged_bytes(),
+        }
+    }
+}
+
+impl Stream {
+    pub(super) fn new(
+        source: Source,
+        window: ReadWindow,
+        served_bytes: u64,
+        credit_bytes: u64,
+    ) -> Self {
+        Self {
+            source,
+            exhausted: false,
+            cursor: None,
+            revoked: Vec::new(),
+            objects_begun: 0,
+            queue: PartQueue::new(),
+            issued: VecDeque::new(),
+            window,
+            outstanding_bytes: 0,
+            waiting: false,
+            served_bytes,
+            credit_bytes,
+            verifier: Verifier::default(),
+            checks: VecDeque::new(),
+            broken: None,
+        }
+    }
+
+    /// Whether it will need memory for more parts.
+    pub(super) fn has_more(&self) -> bool {
+        !self.exhausted || self.cursor.is_some() || !self.revoked.is_empty()
+    }
+
+    /// Whether the last part was taken, and was sound.
+    pub(super) fn is_at_end(&self) -> bool {
+        !self.has_more() && self.queue.len() == 0 && self.broken.is_none()
+    }
+
+    /// Its consumer waits for a part that was not issued yet.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.waiting && self.queue.len() == 0
+    }
+
+    /// What must stay free for this stream: nothing while a part of it is under way or ready.
+    pub(super) fn idle_credit_bytes(&self) -> u64 {
+        if self.has_more() && self.queue.len() == 0 {
+            self.credit_bytes
+        } else {
+            0
+        }
+    }
+
+    /// The part to fetch next, if it is known.
+    pub(super) fn next_piece(&self, grid: Grid) -> Option<Piece> {
+        if let Some(piece) = self.revoked.last() {
+            return Some(piece.clone());
+        }
+        let cursor = self.cursor.as_ref().filter(|cursor| !cursor.discovering)?;
+        let range = grid.part_at(cursor.next, cursor.size_bytes(), cursor.serial == 0);
+        let algorithm = cursor.algorithm.filter(|_| !cursor.object.is_whole(range));
+        Some(Piece {
+            object: cursor.object.clone(),
+            serial: cursor.serial,
+            range,
+            algorithm,
+        })
+    }
+
+    /// Opens a slot for the next part.
+    pub(super) fn issue(&mut self, piece: Piece) -> (u64, AbortRegistration) {
+        if self.revoked.pop().is_none() {
+            self.advance(piece.range.end);
+        }
+        self.outstanding_bytes += piece.charged_bytes();
+        self.served_bytes += piece.range.len();
+        let slot = self.queue.open();
+        let (abort, registration) = AbortHandle::new_pair();
+        self.issued.push_back(Issued { slot, piece, abort });
+        (slot, registration)
+    }
+
+    fn advance(&mut self, end: u64) {
+        let Some(cursor) = &mut self.cursor else {
+            return;
+        };
+        cursor.next = end;
+        cursor.discovering = !cursor.object.is_pinned();
+        if cursor.object.size_bytes == Some(end) && !cursor.discovering {
+            self.cursor = None;
+        }
+    }
+
+    /// What the last part would give back, if it may be taken back: never the head, nor one that pins its object.
+    pub(super) fn revocable_bytes(&self) -> Option<u64> {
+        let discovering = self
+            .cursor
+            .as_ref()
+            .is_some_and(|cursor| cursor.discovering);
+        let last = self
+            .issued
+            .back()
+            .filter(|_| self.queue.len() > 1 && !discovering)?;
+        (Some(last.slot) == self.queue.tail()).then(|| last.piece.charged_bytes())
+    }
+
+    /// Takes the last part back, to be fetched again later: its slot, what is to be dropped, and the memory that a
+    /// task holds until it has stopped.
+    pub(super) fn revoke(&mut self) -> Option<(u64, Leftovers, u64)> {
+        let Issued { slot, piece, abort } = self.issued.pop_back()?;
+        let mut leftovers = Leftovers {
+            buffers: Vec::new(),
+            aborts: vec![abort],
+        };
+        let ready = self.queue.revoke(slot).flatten();
+        let held_bytes = if ready.is_some() {
+            0
+        } else {
+            piece.charged_bytes()
+        };
+        ready.into_iter().for_each(|done| leftovers.keep(done));
+        self.outstanding_bytes -= piece.charged_bytes();
+        self.served_bytes = self.served_bytes.saturating_sub(piece.range.len());
+        self.revoked.push(piece);
+        Some((slot, leftovers, held_bytes))
+    }
+
+    /// Takes the next object from the feed, until there is one to fetch or the feed is dry.
+    pub(super) fn plan(&mut self, grid: Grid, policy: ChecksumPolicy) -> Option<PlanEvent> {
+        while self.cursor.is_none() && !self.exhausted {
+            // Set before looking: a lister that sends after the look sees it.
+            self.source.starved.store(true, Ordering::SeqCst);
+            let done = match self.source.feed.try_recv() {
+                Ok(Feed::Object(planned)) => match self.begin(planned, grid, policy) {
+                    Begun::Fetch(None) => return None,
+                    Begun::Fetch(head) => return head,
+                    Begun::Empty(done) => done,
+                },
+                Ok(Feed::Failed(error)) => self.ended_by(error),
+                Ok(Feed::End) => {
+                    self.exhausted = true;
+                    return self.queue.wake().map(PlanEvent::Wake);
+                }
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => self.ended_by(Error::Cancelled),
+            };
+            let slot = self.queue.open();
+            let wake = self
+                .queue
+                .complete(slot, done)
+                .expect("a slot that was just opened is empty");
+            if let Some(waker) = wake {
+                return Some(PlanEvent::Wake(waker));
+            }
+        }
+        None
+    }
+
+    fn ended_by(&mut self, error: Error) -> Done {
+        self.exhausted = true;
+        Done::Failed(error)
+    }
+
+    fn begin(&mut self, planned: Planned, grid: Grid, policy: ChecksumPolicy) -> Begun {
+        let serial = self.objects_begun;
+        self.objects_begun += 1;
+        let object = Arc::new(planned.id);
+        if object.size_bytes == Some(0) {
+            let buf = PartBuf::heap(0);
+            let empty = Part {
+                object,
+                offset: 0,
+                buf,
+                ends_object: true,
+                serial,
+                whole: Some(true),
+                charged_bytes: 0,
+            };
+            return Begun::Empty(Done::Part(empty));
+        }
+        let algorithm = planned.algorithm.filter(|_| policy != ChecksumPolicy::Off);
+        let cursor = Cursor {
+            object,
+            algorithm,
+            serial,
+            next: 0,
+            discovering: false,
+        };
+        let in_parts = grid.part_at(0, cursor.size_bytes(), serial == 0).end < cursor.size_bytes();
+        let head = (in_parts && algorithm.is_some()).then(|| {
+            let (abort, registration) = AbortHandle::new_pair();
+            self.checks.push_back(Check {
+                serial,
+                answer: None,
+                abort,
+            });
+            PlanEvent::Head(serial, cursor.object.uri.clone(), registration)
+        });
+        self.cursor = Some(cursor);
+        Begun::Fetch(head)
+    }
+
+    /// The task of slot `slot` has ended.
+    pub(super) fn complete(
+        &mut self,
+        slot: u64,
+        piece: &Piece,
+        buf: PartBuf,
+        outcome: Result<GetMeta>,
+    ) -> (Option<Waker>, Leftovers) {
+        // A revoked part must not fail the stream, nor pin anything.
+        if !self.issued.iter().any(|issued| issued.slot == slot) {
+            return (None, Leftovers::of(buf));
+        }
+        let mut leftovers = Leftovers::default();
+        let done = match outcome.and_then(|meta| self.accept(piece, &buf, &meta)) {
+            Ok(accepted) => Done::Part(accepted.part(piece, buf)),
+            Err(error) => {
+                leftovers = self.fail_after(slot);
+                let sound = !matches!(error.root(), Error::Corrupt { .. });
+                if sound && !buf.filled().is_empty() {
+                    let accepted = Accepted {
+                        object: piece.object.clone(),
+                        ends_object: false,
+                        whole: None,
+                    };
+                    Done::Broken(accepted.part(piece, buf), error)
+                } else {
+                    leftovers.buffers.push(buf);
+                    Done::Failed(error)
+                }
+            }
+        };
+        let wake = self.queue.complete(slot, done).unwrap_or_else(|done| {
+            leftovers.keep(done);
+            None
+        });
+        (wake, leftovers)
+    }
+
+    /// Checks that the part is what was asked for, and pins an object that was unknown until now.
+    fn accept(&mut self, piece: &Piece, buf: &PartBuf, meta: &GetMeta) -> Result<Accepted> {
+        let filled = buf.filled().len() as u64;
+        let end = piece.range.start + filled;
+        if end != piece.range.end.min(meta.size_bytes) {
+            return Err(Error::Corrupt {
+                uri: piece.object.uri.to_string(),
+                offset: end,
+                reason: format!(
+                    "{filled} bytes of {} arrived, of an object of {}",
+                    piece.range, meta.size_bytes
+                ),
+            });
+        }
+        let object = if piece.object.is_pinned() {
+            piece.object.clone()
+        } else {
+            self.pin(piece, meta, end)
+        };
+        let ends_object = object.size_bytes == Some(end);
+        let whole = (ends_object && piece.range.start == 0).then_some(meta.checksum.is_some());
+        Ok(Accepted {
+            object,
+            ends_object,
+            whole,
+        })
+    }
+
+    /// The first answer tells the object's size and version: the parts after it are read from just that.
+    fn pin(&mut self, piece: &Piece, meta: &GetMeta, end: u64) -> Arc<ObjectId> {
+        let etag = meta.etag.clone().or_else(|| piece.object.etag.clone());
+        let object = Arc::new(ObjectId {
+            etag,
+            size_bytes: Some(meta.size_bytes),
+            ..(*piece.object).clone()
+        });
+        if let Some(cursor) = self
+            .cursor
+            .as_mut()
+            .filter(|cursor| cursor.serial == piece.serial)
+        {
+            cursor.object = object.clone();
+            cursor.discovering = false;
+            if end >= meta.size_bytes {
+                self.cursor = None;
+            }
+        }
+        object
+    }
+
+    /// The part in `slot` failed: nothing after it will be delivered.
+    fn fail_after(&mut self, slot: u64) -> Leftovers {
+        self.forget_plan();
+        let later = self.issued.iter().filter(|issued| issued.slot > slot);
+        let aborts = later
+            .map(|issued| issued.abort.clone())
+            .chain([self.source.lister.clone()]);
+        Leftovers {
+            buffers: Vec::new(),
+            aborts: aborts.collect(),
+        }
+    }
+
+    /// Ends the stream for good.
+    pub(super) fn stop(&mut self) -> Leftovers {
+        self.forget_plan();
+        self.outstanding_bytes = 0;
+        let fetches = self.issued.drain(..).map(|issued| issued.abort);
+        let checks = self.checks.drain(..).map(|check| check.abort);
+        let aborts = fetches
+            .chain(checks)
+            .chain([self.source.lister.clone()])
+            .collect();
+        let mut leftovers = Leftovers {
+            buffers: Vec::new(),
+            aborts,
+        };
+        self.queue
+            .close()
+            .into_iter()
+            .for_each(|done| leftovers.keep(done));
+        leftovers
+    }
+
+    fn forget_plan(&mut self) {
+        self.exhausted = true;
+        self.cursor = None;
+        self.revoked.clear();
+    }
+
+    /// The answer to a request for an object's checksum.
+    pub(super) fn checked(
+        &mut self,
+        serial: u64,
+        answer: Result<Option<Checksum>>,
+    ) -> Option<Waker> {
+        let check = self
+            .checks
+            .iter_mut()
+            .find(|check| check.serial == serial)?;
+        check.answer = Some(answer);
+        self.queue.wake()
+    }
+
+    /// The consumer asks for its next part.
+    pub(super) fn take(
+        &mut self,
+        waker: &Waker,
+        policy: ChecksumPolicy,
+        full_part_bytes: u64,
+    ) -> (Take, Option<Verdict>) {
+        if let Some(error) = self.broken.take() {
+            return (Take::Failed(error, self.stop()), None);
+        }
+        if self.waits_for_check() {
+            self.queue.wait(waker);
+            return (Take::Pending, None);
+        }
+        match self.queue.take(waker) {
+            Taken::Ready(Done::Part(part)) => {
+                self.delivered(&part);
+                let verdict = self.verify(&part, policy);
+                match &verdict {
+                    Some(Verdict::Bad(error)) => {
+                        let error = error.clone();
+                        let mut leftovers = self.stop();
+                        leftovers.buffers.push(part.buf);
+                        (Take::Failed(error, leftovers), verdict)
+                    }
+                    _ => (Take::Part(part), verdict),
+                }
+            }
+            Taken::Ready(Done::Broken(part, error)) => {
+                self.delivered(&part);
+                self.broken = Some(error);
+                (Take::Part(part), None)
+            }
+            Taken::Ready(Done::Failed(error)) => (Take::Failed(error, self.stop()), None),
+            Taken::Empty if !self.has_more() => (Take::End, None),
+            state => {
+                self.waiting = true;
+                if matches!(state, Taken::Pending) {
+                    self.window.stalled(self.outstanding_bytes, full_part_bytes);
+                }
+                (Take::Pending, None)
+            }
+        }
+    }
+
+    fn delivered(&mut self, part: &Part) {
+        self.waiting = false;
+        self.outstanding_bytes -= part.charged_bytes;
+        while self
+            .issued
+            .front()
+            .is_some_and(|issued| issued.slot < self.queue.head())
+        {
+            self.issued.pop_front();
+        }
+    }
+
+    /// Whether the head is the last part of an object whose checksum has not been told yet.
+    fn waits_for_check(&self) -> bool {
+        let Some(Done::Part(part)) = self.queue.peek() else {
+            return false;
+        };
+        part.ends_object
+            && self
+                .checks
+                .iter()
+                .any(|check| check.serial == part.serial && check.answer.is_none())
+    }
+
+    /// Judges an object with its last part.
+    fn verify(&mut self, part: &Part, policy: ChecksumPolicy) -> Option<Verdict> {
+        if policy == ChecksumPolicy::Off {
+            return None;
+        }
+        if let Some(compared) = part.whole {
+            return (!compared).then(|| unverifiable(&part.object, policy));
+        }
+        self.verifier
+            .add(part.buf.digest(), part.buf.filled().len() as u64);
+        if !part.ends_object {
+            return None;
+        }
+        let at = self
+            .checks
+            .iter()
+            .position(|check| check.serial == part.serial);
+        let answer = at
+            .and_then(|at| self.checks.remove(at))
+            .and_then(|check| check.answer);
+        // A HEAD that fails (it may be forbidden where GET is not) leaves the object unverified.
+        let expected = answer.and_then(Result::ok).flatten();
+        Some(std::mem::take(&mut self.verifier).judge(&part.object, expected, policy))
+    }
+}

@@ -1,0 +1,367 @@
+//! The shell around [`Core`]: tasks that fetch, and the wakes between them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+use std::time::Instant;
+
+use futures::StreamExt;
+use futures::future::{AbortHandle, AbortRegistration, Abortable};
+use futures::stream::{self, BoxStream};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::config::PrefetchConfig;
+use super::reader::ObjectReader;
+use super::schedule::{Action, Completion, Core, Fetch, HeadCheck, StreamId, Ticket};
+use super::stream::{Feed, Planned, Source, Take};
+use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
+use crate::client::{GetMeta, ObjectClient};
+use crate::error::{Error, Result};
+use crate::metrics::{Metrics, Snapshot};
+use crate::object::{ObjectId, ObjectMeta, ObjectUri};
+use crate::runtime;
+
+/// Objects that a stream knows of before they are planned: one page of a listing.
+const LISTED_AHEAD: usize = 1000;
+
+/// Reads objects ahead of their consumers. Clones share the memory and the requests in flight.
+///
+/// ```
+/// use std::sync::Arc;
+/// use standpipe::client::MemoryClient;
+/// use standpipe::object::ObjectId;
+/// use standpipe::prefetch::{PrefetchConfig, Prefetcher};
+///
+/// let client = MemoryClient::default();
+/// client.put("memory://bucket/key".parse()?, "some bytes");
+/// let engine = Prefetcher::new(Arc::new(client), PrefetchConfig::default(), Arc::default())?;
+/// let mut reader = engine.read(ObjectId::unpinned("memory://bucket/key".parse()?))?.blocking();
+/// while let Some(chunk) = reader.next_chunk()? {
+///     println!("{} bytes at {}", chunk.bytes.len(), chunk.offset);
+/// }
+/// # Ok::<(), standpipe::error::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Prefetcher(Arc<Shared>);
+
+impl Prefetcher {
+    /// An engine over `client`, on the process's runtime; it counts into `metrics`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field when the configuration can't work.
+    pub fn new(
+        client: Arc<dyn ObjectClient>,
+        config: PrefetchConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        Self::on(runtime::handle(), client, config, metrics)
+    }
+
+    /// The same on a runtime of the caller's, such as a test's with paused time.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on(
+        runtime: Handle,
+        client: Arc<dyn ObjectClient>,
+        config: PrefetchConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        config.validate()?;
+        metrics.concurrency_target.set(config.concurrency as u64);
+        let budget = MemoryBudget::new(config.memory_bytes);
+        let pool = BufferPool::new(config.memory_bytes, metrics.clone());
+        let core = Mutex::new(Core::new(config, budget.clone()));
+        let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
+            this: this.clone(),
+            core,
+            client,
+            pool,
+            budget,
+            metrics,
+            runtime,
+        });
+        let listener: Weak<dyn Released> = shared.this.clone();
+        shared.budget.subscribe(listener);
+        Ok(Self(shared))
+    }
+
+    /// Where it reads from.
+    pub fn client(&self) -> &Arc<dyn ObjectClient> {
+        &self.0.client
+    }
+
+    /// Where it counts.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// Its memory.
+    pub fn budget(&self) -> &MemoryBudget {
+        &self.0.budget
+    }
+
+    /// The counters at this moment, the memory's included.
+    pub fn snapshot(&self) -> Snapshot {
+        self.0.metrics.reserved_bytes.set(self.0.budget.reserved());
+        self.0.metrics.lent_bytes.set(self.0.budget.lent());
+        self.0.metrics.snapshot()
+    }
+
+    /// Reads one object; its size and version need not be known.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the memory can't hold one more stream's next part.
+    pub fn read(&self, id: ObjectId) -> Result<ObjectReader> {
+        let largest = id.size_bytes.unwrap_or(u64::MAX).max(1);
+        self.open(
+            stream::iter([Ok(Planned {
+                id,
+                algorithm: None,
+            })])
+            .boxed(),
+            largest,
+        )
+    }
+
+    /// Reads many objects back to back, in the order in which `objects` yields them; reading starts before the
+    /// listing ends. An error of the listing is delivered after the bytes of the objects before it.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_all(
+        &self,
+        objects: BoxStream<'static, Result<ObjectMeta>>,
+    ) -> Result<ObjectReader> {
+        let planned = objects.map(|meta| {
+            meta.map(|meta| Planned {
+                id: meta.id,
+                algorithm: meta.checksum_algorithm,
+            })
+        });
+        self.open(planned.boxed(), u64::MAX)
+    }
+
+    fn open(
+        &self,
+        objects: BoxStream<'static, Result<Planned>>,
+        largest_part_bytes: u64,
+    ) -> Result<ObjectReader> {
+        let (sender, feed) = mpsc::channel(LISTED_AHEAD);
+        // It is from the start: reading ahead begins with the first object, not with the first question for one.
+        let starved = Arc::new(AtomicBool::new(true));
+        let (lister, registration) = AbortHandle::new_pair();
+        let source = Source {
+            feed,
+            starved: starved.clone(),
+            lister,
+        };
+        let id = self.0.lock().open(source, largest_part_bytes)?;
+        self.0.runtime.spawn(Abortable::new(
+            self.0.clone().feed(objects, sender, starved),
+            registration,
+        ));
+        Ok(ObjectReader::new(StreamHandle {
+            shared: self.0.clone(),
+            id,
+        }))
+    }
+}
+
+impl fmt::Debug for Prefetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prefetcher")
+            .field("client", &self.0.client)
+            .field("budget", &self.0.budget)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    this: Weak<Shared>,
+    core: Mutex<Core>,
+    client: Arc<dyn ObjectClient>,
+    pool: BufferPool,
+    budget: MemoryBudget,
+    metrics: Arc<Metrics>,
+    runtime: Handle,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries out what the core wants done, until it wants nothing.
+    fn pump(self: &Arc<Self>) {
+        loop {
+            let action = self.lock().next_action(Instant::now());
+            match action {
+                None => break,
+                Some(Action::Wake(waker)) => waker.wake(),
+                Some(Action::Discard(leftovers)) => {
+                    self.metrics.bytes_wasted.add(leftovers.discard())
+                }
+                Some(Action::Head(check)) => {
+                    let HeadCheck {
+                        stream,
+                        serial,
+                        uri,
+                        abort,
+                    } = check;
+                    let task = self.clone().check(stream, serial, uri);
+                    self.runtime.spawn(Abortable::new(task, abort));
+                }
+                Some(Action::Fetch(fetch)) => self.fetch(fetch),
+            }
+        }
+    }
+
+    /// Each part is a task of its own: futures polled inside one task would take turns on one core.
+    fn fetch(self: &Arc<Self>, fetch: Fetch) {
+        let Fetch {
+            ticket,
+            reservation,
+            abort,
+        } = fetch;
+        let len = usize::try_from(ticket.piece.range.len()).expect("a part fits in memory");
+        let mut buf = match reservation {
+            Some(reservation) => self.pool.part(reservation, len),
+            None => PartBuf::heap(len),
+        };
+        if let Some(algorithm) = ticket.piece.algorithm {
+            buf.start_digest(algorithm);
+        }
+        let task = FetchTask {
+            shared: self.clone(),
+            ticket,
+            finished: false,
+        };
+        self.runtime.spawn(task.run(buf, abort));
+    }
+
+    async fn check(self: Arc<Self>, stream: StreamId, serial: u64, uri: ObjectUri) {
+        let answer = self.client.head(&uri).await.map(|meta| meta.checksum);
+        let wake = self.lock().checked(stream, serial, answer);
+        if let Some(waker) = wake {
+            waker.wake();
+        }
+    }
+
+    /// Moves objects from a listing to a stream, no faster than they are planned.
+    async fn feed(
+        self: Arc<Self>,
+        mut objects: BoxStream<'static, Result<Planned>>,
+        sender: mpsc::Sender<Feed>,
+        starved: Arc<AtomicBool>,
+    ) {
+        loop {
+            let (item, last) = match objects.next().await {
+                Some(Ok(planned)) => (Feed::Object(planned), false),
+                Some(Err(error)) => (Feed::Failed(error), true),
+                None => (Feed::End, true),
+            };
+            if sender.send(item).await.is_err() {
+                return;
+            }
+            if starved.swap(false, Ordering::SeqCst) {
+                self.pump();
+            }
+            if last {
+                return;
+            }
+        }
+    }
+
+    fn completed(self: &Arc<Self>, completion: Completion) {
+        if let Some(waker) = completion.wake {
+            waker.wake();
+        }
+        self.metrics
+            .bytes_wasted
+            .add(completion.leftovers.discard());
+        self.pump();
+    }
+}
+
+impl Released for Shared {
+    fn released(&self) {
+        if let Some(this) = self.this.upgrade() {
+            this.pump();
+        }
+    }
+}
+
+/// One part's task. However it ends (done, failed, aborted, panicked), its slot is completed.
+struct FetchTask {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+    finished: bool,
+}
+
+impl FetchTask {
+    async fn run(mut self, mut buf: PartBuf, abort: AbortRegistration) {
+        let piece = &self.ticket.piece;
+        let get = self.shared.client.get(&piece.object, piece.range, &mut buf);
+        let outcome = match Abortable::new(get, abort).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::Cancelled),
+        };
+        self.finish(buf, outcome);
+    }
+
+    fn finish(&mut self, buf: PartBuf, outcome: Result<GetMeta>) {
+        self.finished = true;
+        let completion = self.shared.lock().complete(&self.ticket, buf, outcome);
+        self.shared.completed(completion);
+    }
+}
+
+impl Drop for FetchTask {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.finish(PartBuf::heap(0), Err(Error::Cancelled));
+        }
+    }
+}
+
+/// A reader's hold on its stream; dropping it cancels what is in flight.
+pub(super) struct StreamHandle {
+    shared: Arc<Shared>,
+    id: StreamId,
+}
+
+impl StreamHandle {
+    pub(super) fn take(&self, waker: &Waker) -> Take {
+        let (take, tally) = {
+            let mut core = self.shared.lock();
+            (core.take(self.id, waker), core.tally())
+        };
+        let metrics = &self.shared.metrics;
+        metrics.checksums_verified.add(tally.verified);
+        metrics.checksums_unverified.add(tally.unverified);
+        metrics.checksums_bad.add(tally.bad);
+        metrics.overdraft_bytes.add(tally.overdraft_bytes);
+        metrics.producer_stall_ns.add_time(tally.memory_blocked);
+        self.shared.pump();
+        take
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        self.shared.lock().is_at_end(self.id)
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+}
+
+impl Drop for StreamHandle {
+    fn drop(&mut self) {
+        let leftovers = self.shared.lock().close(self.id);
+        self.shared.metrics.bytes_wasted.add(leftovers.discard());
+        self.shared.pump();
+    }
+}

@@ -1,0 +1,128 @@
+//! Checks an object that was fetched in several parts against the CRC of the whole.
+//!
+//! Each part's CRC is computed while it arrives; the CRC of the whole is combined from them in delivery order and
+//! compared with what a HEAD said, before the last part is delivered. So a consumer may have seen the bytes of a
+//! corrupt object, but never its end.
+
+use crate::checksum::{Checksum, ChecksumPolicy};
+use crate::error::Error;
+use crate::object::ObjectId;
+
+/// The CRC of what was delivered of one object.
+#[derive(Debug, Default)]
+pub(super) struct Verifier {
+    so_far: Option<Checksum>,
+    incomplete: bool,
+}
+
+/// What became of an object's verification.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Verified,
+    Unverified,
+    Bad(Error),
+}
+
+impl Verifier {
+    /// The next part, `len` bytes long, has this CRC.
+    pub(super) fn add(&mut self, part: Option<Checksum>, len: u64) {
+        match (self.so_far, part) {
+            (None, Some(part)) => self.so_far = Some(part),
+            (Some(so_far), Some(part)) if so_far.algorithm == part.algorithm => {
+                self.so_far = Some(so_far.then(part, len))
+            }
+            _ => self.incomplete = true,
+        }
+    }
+
+    /// Judges the whole object; `expected` is what the server says.
+    pub(super) fn judge(
+        self,
+        object: &ObjectId,
+        expected: Option<Checksum>,
+        policy: ChecksumPolicy,
+    ) -> Verdict {
+        let computed = self.so_far.filter(|_| !self.incomplete);
+        match (computed, expected) {
+            (Some(computed), Some(expected)) if computed.algorithm == expected.algorithm => {
+                if computed == expected {
+                    Verdict::Verified
+                } else {
+                    Verdict::Bad(mismatch(object, expected, computed))
+                }
+            }
+            _ => unverifiable(object, policy),
+        }
+    }
+}
+
+/// An object without a checksum that can be compared: an error only where one is required.
+pub(super) fn unverifiable(object: &ObjectId, policy: ChecksumPolicy) -> Verdict {
+    if policy != ChecksumPolicy::Require {
+        return Verdict::Unverified;
+    }
+    Verdict::Bad(Error::Corrupt {
+        uri: object.uri.to_string(),
+        offset: 0,
+        reason: "the server keeps no full-object CRC that could be compared, and one is required: use --checksums when-possible".into(),
+    })
+}
+
+fn mismatch(object: &ObjectId, expected: Checksum, computed: Checksum) -> Error {
+    let (header, expected, computed) = (
+        expected.algorithm.header(),
+        expected.to_base64(),
+        computed.to_base64(),
+    );
+    Error::Corrupt {
+        uri: object.uri.to_string(),
+        offset: 0,
+        reason: format!(
+            "{header} of the whole object is {expected}, but the bytes received have {computed}"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksum::ChecksumAlgorithm;
+    use proptest::prelude::*;
+
+    fn object() -> ObjectId {
+        ObjectId::unpinned("memory://b/k".parse().unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_verifies_and_any_flip_does_not(bytes in proptest::collection::vec(any::<u8>(), 1..500), cuts: Vec<proptest::sample::Index>, flip: Option<proptest::sample::Index>) {
+            let algorithm = ChecksumAlgorithm::Crc64Nvme;
+            let expected = Checksum::of(algorithm, &bytes);
+            let mut received = bytes.clone();
+            if let Some(flip) = &flip { let at = flip.index(received.len()); received[at] ^= 0x10; }
+            let mut ends: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len())).chain([bytes.len()]).collect();
+            ends.sort_unstable();
+            let (mut verifier, mut start) = (Verifier::default(), 0);
+            for end in ends {
+                verifier.add(Some(Checksum::of(algorithm, &received[start..end])), (end - start) as u64);
+                start = end;
+            }
+            let verdict = verifier.judge(&object(), Some(expected), ChecksumPolicy::WhenPossible);
+            prop_assert_eq!(matches!(verdict, Verdict::Verified), flip.is_none());
+            prop_assert_eq!(matches!(verdict, Verdict::Bad(Error::Corrupt { .. })), flip.is_some());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_an_error_only_when_required() {
+        let judge = |policy| Verifier::default().judge(&object(), None, policy);
+        assert!(matches!(
+            judge(ChecksumPolicy::WhenPossible),
+            Verdict::Unverified
+        ));
+        assert!(matches!(
+            judge(ChecksumPolicy::Require),
+            Verdict::Bad(Error::Corrupt { .. })
+        ));
+    }
+}

@@ -1,0 +1,458 @@
+//! The engine's invariants (ARCHITECTURE.md) as properties, in virtual time over simulated clients.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use proptest::prelude::*;
+use standpipe::client::{
+    Behaviour, Chaos, Depth, FaultClient, FaultKind, ListEntry, MemoryClient, ObjectClient,
+    RetryClient, RetryConfig, Schedule, Unreadable,
+};
+use standpipe::error::{Error, Result};
+use standpipe::object::{ObjectId, ObjectMeta, ObjectUri};
+use standpipe::prefetch::{Chunk, ObjectReader, PrefetchConfig, Prefetcher};
+use tokio::io::AsyncReadExt;
+use tokio::runtime::{Builder, Handle};
+use tokio::time::timeout;
+
+/// Longer than any schedule of finite faults lasts, in virtual time: past it, the stream hangs.
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+const KIB: u64 = 1 << 10;
+
+/// Bytes that differ between objects and between offsets.
+fn content(object: usize, len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|at| (at.wrapping_mul(31) ^ (at >> 8) ^ object.wrapping_mul(97)) as u8)
+        .collect()
+}
+
+fn uri(object: usize) -> ObjectUri {
+    format!("memory://bucket/{object:04}").parse().unwrap()
+}
+
+fn seeded(sizes: &[usize]) -> MemoryClient {
+    let client = MemoryClient::default();
+    for (object, size) in sizes.iter().enumerate() {
+        client.put(uri(object), content(object, *size));
+    }
+    client
+}
+
+fn whole(sizes: &[usize]) -> Vec<u8> {
+    let objects = sizes.iter().enumerate();
+    objects
+        .flat_map(|(object, size)| content(object, *size))
+        .collect()
+}
+
+fn listing(client: &dyn ObjectClient) -> BoxStream<'static, Result<ObjectMeta>> {
+    let entries = client.list(&"memory://bucket/".parse().unwrap(), Depth::All);
+    let objects = entries.map(|entry| match entry? {
+        ListEntry::Object(meta) => Ok(meta),
+        ListEntry::Prefix(_) => unreachable!("a deep listing has no prefixes"),
+    });
+    objects.boxed()
+}
+
+/// A small engine: parts of 64 to 256 KiB, so that a few hundred kilobytes make many of them.
+#[derive(Debug, Clone)]
+struct Knobs {
+    part_kib: u64,
+    parts_of_memory: u64,
+    concurrency: usize,
+    window_kib: u64,
+    lead_kib: u64,
+}
+
+impl Knobs {
+    fn config(&self, streams: u64) -> PrefetchConfig {
+        let mut config = PrefetchConfig::default();
+        config.part_bytes = self.part_kib * KIB;
+        // A buffer is a power of two here; every stream needs one.
+        config.memory_bytes = 256 * KIB * (streams + self.parts_of_memory);
+        config.concurrency = self.concurrency;
+        config.initial_window_bytes = self.window_kib * KIB;
+        config.lead_bytes = self.lead_kib * KIB;
+        config
+    }
+}
+
+fn knobs() -> impl Strategy<Value = Knobs> {
+    (64..=256u64, 0..6u64, 1..8usize, 0..2000u64, 1..64u64).prop_map(
+        |(part_kib, parts_of_memory, concurrency, window_kib, lead_kib)| Knobs {
+            part_kib,
+            parts_of_memory,
+            concurrency,
+            window_kib,
+            lead_kib,
+        },
+    )
+}
+
+fn sizes() -> impl Strategy<Value = Vec<usize>> {
+    let size = prop_oneof![
+        Just(0),
+        1..100usize,
+        1000..300_000usize,
+        1_000_000..1_600_000usize
+    ];
+    proptest::collection::vec(size, 1..5)
+}
+
+/// Faults that heal: a finite number of them, each one that a retry gets over.
+fn healing() -> impl Strategy<Value = Schedule> {
+    (any::<u64>(), 0.0..0.6f64, 0..300u64, 0..2000u64).prop_map(
+        |(seed, share, most_kib, slowest_ms)| {
+            Schedule::chaos(Chaos {
+                seed,
+                share,
+                heals_after: 200,
+                most_after: most_kib * KIB,
+                slowest_first_byte: Duration::from_millis(slowest_ms),
+                ..Chaos::default()
+            })
+        },
+    )
+}
+
+fn engine(client: Arc<dyn ObjectClient>, config: PrefetchConfig) -> Prefetcher {
+    Prefetcher::on(Handle::current(), client, config, Arc::default()).unwrap()
+}
+
+fn retrying(inner: Arc<dyn ObjectClient>) -> Arc<dyn ObjectClient> {
+    // Patient: the schedules fail up to six requests in ten, and what is tested is the engine.
+    let config = RetryConfig {
+        max_attempts: 200,
+        deadline: FOREVER,
+        ..RetryConfig::default()
+    };
+    Arc::new(RetryClient::new(inner, config, Arc::default()))
+}
+
+/// Runs on a clock of its own that jumps to the next timer whenever nothing else can run.
+fn in_virtual_time<T>(future: impl Future<Output = T>) -> T {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async { timeout(FOREVER, future).await.expect("the stream ends") })
+}
+
+async fn read_to_end(reader: &mut ObjectReader) -> (Vec<u8>, Result<()>) {
+    let mut bytes = Vec::new();
+    loop {
+        match reader.next_chunk().await {
+            Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.bytes),
+            Ok(None) => return (bytes, Ok(())),
+            Err(error) => return (bytes, Err(error)),
+        }
+    }
+}
+
+/// Lets aborted tasks run to their end.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn objects_come_back_to_back_and_chunks_say_what_they_are() {
+    let sizes = [3_000_000, 0, 10, 500_000];
+    let client = seeded(&sizes);
+    let objects = listing(&client);
+    let mut config = PrefetchConfig::default();
+    config.part_bytes = 1 << 20;
+    config.memory_bytes = 8 << 20;
+    let engine = Prefetcher::new(Arc::new(client), config, Arc::default()).unwrap();
+    let mut reader = engine.read_all(objects).unwrap().blocking();
+    let (mut ends, mut bytes) = (Vec::new(), Vec::new());
+    while let Some(Chunk {
+        object,
+        offset,
+        bytes: piece,
+        ends_object,
+    }) = reader.next_chunk().unwrap()
+    {
+        bytes.extend_from_slice(&piece);
+        if ends_object {
+            assert_eq!(Some(offset + piece.len() as u64), object.size_bytes);
+            ends.push(object.uri.clone());
+        }
+    }
+    assert_eq!(ends, (0..4).map(uri).collect::<Vec<_>>());
+    assert!(bytes == whole(&sizes));
+    let snapshot = engine.snapshot();
+    assert_eq!((snapshot.reserved_bytes, snapshot.lent_bytes), (0, 0));
+    assert_eq!(
+        (snapshot.checksums_verified, snapshot.checksums_unverified),
+        (1, 0)
+    );
+    assert_eq!(snapshot.bytes_delivered, bytes.len() as u64);
+}
+
+#[test]
+fn the_readers_agree() {
+    let sizes = [700_000, 0, 300_000];
+    let client = seeded(&sizes);
+    let mut config = PrefetchConfig::default();
+    config.part_bytes = 64 << 10;
+    config.memory_bytes = 1 << 20;
+    let engine = Prefetcher::new(Arc::new(client.clone()), config, Arc::default()).unwrap();
+    let open = || engine.read_all(listing(&client)).unwrap();
+    let mut blocking = Vec::new();
+    std::io::Read::read_to_end(&mut open().blocking(), &mut blocking).unwrap();
+    assert!(blocking == whole(&sizes));
+    standpipe::runtime::handle().block_on(async {
+        let mut read = Vec::new();
+        open().read_to_end(&mut read).await.unwrap();
+        assert!(read == blocking);
+        let pieces: Vec<_> = open().collect().await;
+        assert!(
+            pieces
+                .into_iter()
+                .map(Result::unwrap)
+                .collect::<Vec<_>>()
+                .concat()
+                == blocking
+        );
+    });
+}
+
+/// A consumer that keeps everything it was given still gets the rest, and what that cost is counted.
+#[test]
+fn a_hoarding_consumer_is_served_beyond_the_budget() {
+    let sizes = [3_000_000];
+    let client = seeded(&sizes);
+    in_virtual_time(async {
+        let knobs = Knobs {
+            part_kib: 256,
+            parts_of_memory: 1,
+            concurrency: 4,
+            window_kib: 4096,
+            lead_kib: 64,
+        };
+        let engine = engine(Arc::new(client.clone()), knobs.config(1));
+        let pieces: Vec<_> = engine.read_all(listing(&client)).unwrap().collect().await;
+        assert!(engine.budget().reserved() <= engine.budget().limit());
+        let bytes: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| piece.clone().unwrap())
+            .collect();
+        assert!(bytes == whole(&sizes));
+        assert!(engine.snapshot().overdraft_bytes > 2_000_000);
+        drop(pieces);
+        assert_eq!(engine.budget().reserved(), 0);
+    });
+}
+
+#[test]
+fn one_stream_more_than_memory_can_serve_is_refused() {
+    let client = seeded(&[3_000_000]);
+    in_virtual_time(async {
+        let knobs = Knobs {
+            part_kib: 256,
+            parts_of_memory: 0,
+            concurrency: 4,
+            window_kib: 0,
+            lead_kib: 64,
+        };
+        let engine = engine(Arc::new(client.clone()), knobs.config(2));
+        let open = || engine.read_all(listing(&client));
+        let readers = (open().unwrap(), open().unwrap());
+        assert!(matches!(open(), Err(Error::Config { .. })));
+        drop(readers);
+        open().unwrap();
+    });
+}
+
+/// An object of which only the address is known is read without a HEAD, pinned by the first answer.
+#[test]
+fn an_unknown_object_is_pinned_by_its_first_answer() {
+    for size in [0, 1, 65_536, 65_537, 2_000_000] {
+        let client = seeded(&[size]);
+        in_virtual_time(async {
+            let knobs = Knobs {
+                part_kib: 256,
+                parts_of_memory: 4,
+                concurrency: 4,
+                window_kib: 4096,
+                lead_kib: 64,
+            };
+            let engine = engine(Arc::new(client), knobs.config(1));
+            let mut reader = engine.read(ObjectId::unpinned(uri(0))).unwrap();
+            let (bytes, end) = read_to_end(&mut reader).await;
+            end.unwrap();
+            assert!(bytes == content(0, size), "{size}");
+        });
+    }
+}
+
+/// A slow channel holds its share of the memory and no more: the other one reads on as if it were alone.
+#[test]
+fn a_stream_that_nobody_reads_does_not_stop_another() {
+    let client = seeded(&[8_000_000]);
+    in_virtual_time(async {
+        let knobs = Knobs {
+            part_kib: 256,
+            parts_of_memory: 6,
+            concurrency: 8,
+            window_kib: 1 << 20,
+            lead_kib: 64,
+        };
+        let engine = engine(Arc::new(client.clone()), knobs.config(2));
+        let idle = engine.read_all(listing(&client)).unwrap();
+        settle().await;
+        assert!(engine.budget().reserved() > 0);
+        let mut busy = engine.read_all(listing(&client)).unwrap();
+        let (bytes, end) = read_to_end(&mut busy).await;
+        end.unwrap();
+        assert_eq!(bytes.len(), 8_000_000);
+        assert_eq!(engine.snapshot().overdraft_bytes, 0);
+        drop(idle);
+        settle().await;
+        assert_eq!(engine.budget().reserved(), 0);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Invariants 1, 2 and 5: right bytes in order, memory within the budget, and an end, whatever the sizes, knobs,
+    /// faults, number of streams, the order in which one consumer reads them and how many chunks it holds on to.
+    #[test]
+    fn every_stream_delivers_its_bytes_and_ends(sizes in sizes(), knobs in knobs(), schedule in healing(), turns in proptest::collection::vec(0..3usize, 1..40), hold in 0..4usize, staggered: bool) {
+        let memory = seeded(&sizes);
+        let expected = whole(&sizes);
+        in_virtual_time(async {
+            let faulty = FaultClient::new(Arc::new(memory.clone()), schedule);
+            let engine = engine(retrying(Arc::new(faulty)), knobs.config(3));
+            let mut readers = Vec::new();
+            for _ in 0..3 {
+                // Staggered, the first stream has all the memory when the next one comes.
+                readers.push((engine.read_all(listing(&memory)).unwrap(), Vec::new(), false));
+                if staggered { settle().await; }
+            }
+            let mut held = VecDeque::new();
+            let mut turns = turns.into_iter().cycle();
+            while readers.iter().any(|(_, _, ended)| !ended) {
+                let turn = turns.next().unwrap();
+                let at = (0..3).map(|next| (turn + next) % 3).find(|at| !readers[*at].2).unwrap();
+                let (reader, bytes, ended) = &mut readers[at];
+                match reader.next_chunk().await.unwrap() {
+                    Some(chunk) => {
+                        bytes.extend_from_slice(&chunk.bytes);
+                        held.push_back(chunk);
+                        if held.len() > hold { held.pop_front(); }
+                    }
+                    None => *ended = true,
+                }
+                assert!(engine.budget().reserved() <= engine.budget().limit());
+            }
+            for (_, bytes, _) in &readers {
+                assert!(*bytes == expected, "{} bytes instead of {}", bytes.len(), expected.len());
+            }
+            drop((held, readers));
+            settle().await;
+            assert_eq!((engine.budget().reserved(), engine.budget().lent()), (0, 0));
+        });
+    }
+
+    /// Errors come at their offset, after exactly the good bytes before them, and again at every further call.
+    #[test]
+    fn an_error_comes_after_all_the_good_bytes_before_it(sizes in sizes(), knobs in knobs(), object: proptest::sample::Index, at: proptest::sample::Index) {
+        let object = object.index(sizes.len());
+        prop_assume!(sizes[object] > 0);
+        let at = at.index(sizes[object]);
+        let memory = seeded(&sizes);
+        let schedule = Schedule {
+            unreadable: vec![Unreadable { key: Some(uri(object).key().to_owned()), offset: at as u64, kind: FaultKind::PermissionDenied }],
+            ..Schedule::default()
+        };
+        in_virtual_time(async {
+            let faulty = FaultClient::new(Arc::new(memory.clone()), schedule);
+            let engine = engine(Arc::new(faulty), knobs.config(1));
+            let mut reader = engine.read_all(listing(&memory)).unwrap();
+            let (bytes, end) = read_to_end(&mut reader).await;
+            let good = sizes[..object].iter().sum::<usize>() + at;
+            assert!(matches!(end, Err(Error::PermissionDenied { .. })));
+            assert_eq!(bytes.len(), good);
+            assert!(bytes == whole(&sizes)[..good]);
+            assert!(matches!(reader.next_chunk().await, Err(Error::PermissionDenied { .. })));
+            settle().await;
+            assert_eq!(engine.budget().reserved(), 0, "a failed stream holds nothing, even before it is dropped");
+        });
+    }
+
+    /// Invariant 3: an object that is replaced under the reader gives the old bytes or `Changed`, never a mixture.
+    #[test]
+    fn a_replaced_object_is_never_mixed_with_its_old_version(size in 1..1_600_000usize, knobs in knobs(), after in 0..8usize, known: bool) {
+        let memory = seeded(&[size]);
+        in_virtual_time(async {
+            let engine = engine(Arc::new(memory.clone()), knobs.config(1));
+            let mut reader = if known { engine.read_all(listing(&memory)) } else { engine.read(ObjectId::unpinned(uri(0))) }.unwrap();
+            let mut bytes = Vec::new();
+            let mut chunks = 0;
+            let end = loop {
+                if chunks == after { memory.put(uri(0), content(1, size)); }
+                chunks += 1;
+                match reader.next_chunk().await {
+                    Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.bytes),
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            };
+            let (old, new) = (content(0, size), content(1, size));
+            match end {
+                Ok(()) => assert!(bytes == old || (bytes == new && after == 0 && !known)),
+                Err(Error::Changed { .. }) => assert!(old.starts_with(&bytes)),
+                Err(error) => panic!("{error}"),
+            }
+        });
+    }
+
+    /// Invariant 7: a reader dropped at any moment gives back every buffer, and its tasks end.
+    #[test]
+    fn a_dropped_reader_leaves_nothing(sizes in sizes(), knobs in knobs(), schedule in healing(), chunks in 0..6usize, millis in 0..500u64) {
+        let memory = seeded(&sizes);
+        in_virtual_time(async {
+            let faulty = FaultClient::new(Arc::new(memory.clone()), schedule);
+            let engine = engine(retrying(Arc::new(faulty)), knobs.config(1));
+            let mut reader = engine.read_all(listing(&memory)).unwrap();
+            for _ in 0..chunks {
+                reader.next_chunk().await.unwrap();
+            }
+            // Cancelled in the middle of a wait, too.
+            let _ = timeout(Duration::from_millis(millis), reader.next_chunk()).await;
+            drop(reader);
+            settle().await;
+            assert_eq!((engine.budget().reserved(), engine.budget().lent()), (0, 0));
+            assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+        });
+    }
+
+    /// A bit that flips on the way to the memory of a multi-part object is seen before the object's end.
+    #[test]
+    fn a_flipped_bit_never_reaches_the_end_unseen(size in 1_048_577..1_600_000usize, request in 1..4u64, byte in 0..1000u64, knobs in knobs()) {
+        let memory = seeded(&[size]);
+        let mut script = vec![Behaviour::default(); request as usize];
+        script.push(Behaviour { flipped: Some(byte), ..Behaviour::default() });
+        in_virtual_time(async {
+            let faulty = FaultClient::new(Arc::new(memory.clone()), Schedule::script(script));
+            let engine = engine(Arc::new(faulty), knobs.config(1));
+            let mut reader = engine.read_all(listing(&memory)).unwrap();
+            let (bytes, end) = read_to_end(&mut reader).await;
+            let intact = content(0, size);
+            if bytes == intact { end.unwrap(); } else {
+                assert!(matches!(end, Err(Error::Corrupt { .. })), "{end:?}");
+                assert!(bytes.len() < size);
+                assert_eq!(engine.snapshot().checksums_bad, 1);
+            }
+        });
+    }
+}
