@@ -13,7 +13,8 @@ help: ## print this list
 setup: ## check the tools, install what cargo and pip can install (nothing is done twice)
 	@sh scripts/setup
 
-demo: fixtures ## stream the sample dataset through a FIFO into an unmodified reader, and draw the comparison
+demo: ## stream from a local S3 through a FIFO into an unmodified reader, and draw how a download compares
+	@sh scripts/setup build
 	cargo build --release --locked
 	target/release/standpipe demo --out $(OUT)
 	@echo "the picture and the numbers are in $(OUT)/:"
@@ -26,7 +27,7 @@ bench: ## measure this machine: criterion benches with their baselines in the sa
 	@sh scripts/setup build
 	cargo bench --locked --workspace --all-features --bench '*'
 
-soak: setup ## hours of faults in minutes: SOAK_BYTES=100GiB of data under a 5 % fault rate (release build)
+soak: setup ## SOAK_BYTES=100GiB of data under a 5 % fault rate, in minutes (release build)
 	STANDPIPE_SOAK_BYTES=$(SOAK_BYTES) cargo nextest run --locked --cargo-profile release --workspace --all-features \
 	    --profile soak -E 'test(/^soak::/)'
 

@@ -1,6 +1,5 @@
-//! The training scripts of examples/readers do what they say, without Standpipe: plain FIFOs and plain files.
-//!
-//! The demo and the Pipe mode tests lean on these scripts. If one of them misbehaves there, this says whose fault it is.
+//! The training scripts of examples/readers, which know nothing of Standpipe: over plain FIFOs and files first, so that
+//! a fault shows whose it is, and then fed by the built command from a scripted S3.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -8,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
+use fake_s3::FakeS3;
 use rustix::fs::Mode;
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -152,4 +152,45 @@ fn the_pipe_script_names_the_fifo_that_never_came() {
         !output.status.success() && errors.contains("train_0"),
         "{errors}"
     );
+}
+
+/// The command against `server`, with nothing of the machine's environment but the path.
+fn standpipe(server: &FakeS3, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_standpipe"));
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .args(args)
+        .args(["--endpoint-url", &server.endpoint(), "--no-sign-request"])
+        .args(["--region", server.region()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+#[test]
+fn the_scripts_see_the_dataset_in_s3_through_fifos_and_through_a_download() {
+    let stage = Stage::new();
+    let server = FakeS3::start().unwrap();
+    for shard in &stage.shards {
+        let key = format!("train/{}", shard.file_name().unwrap().to_str().unwrap());
+        server.put_file("bucket", &key, shard).unwrap();
+    }
+    let (data, files) = (stage.data(), stage.data().join("train"));
+
+    let mut pipe = standpipe(&server, &["pipe", "--channel", "train=s3://bucket/train/"]);
+    let pipe = pipe.args(["--epochs", "2", "--dir"]).arg(&data);
+    let mut pipe = pipe.spawn().unwrap();
+    let piped = stage.run("pipe_mode_train.py", &["--epochs", "2"]);
+    assert!(pipe.wait().unwrap().success());
+
+    let mut download = standpipe(&server, &["download", "s3://bucket/train/"]);
+    assert!(download.arg(&files).status().unwrap().success());
+    let filed = stage.run("file_mode_train.py", &["--epochs", "2"]);
+
+    assert_eq!(piped, filed);
+    assert_eq!(piped.len(), 2);
+    assert_eq!(piped[0].samples, 192);
+    assert_eq!(piped[0].bytes, stage.stream().len() as u64);
 }
