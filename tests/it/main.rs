@@ -4,6 +4,7 @@ mod cli;
 mod conformance;
 mod faults;
 mod fixtures;
+mod hostile;
 mod layering;
 mod pipe;
 mod prefetch;
