@@ -59,19 +59,6 @@ impl ChecksumAlgorithm {
     }
 }
 
-/// How much the reader insists on checksums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ChecksumPolicy {
-    /// None is asked for and none is compared.
-    Off,
-    /// Compared wherever the server tells one that can be; what could not be compared is counted. The default: S3
-    /// keeps a CRC64NVME of nearly every new object, and comparing it costs 0.02 to 0.05 CPU seconds per GB.
-    #[default]
-    WhenPossible,
-    /// An object without a checksum that can be compared is an error.
-    Require,
-}
-
 /// A full-object checksum: algorithm and value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checksum {
@@ -145,6 +132,11 @@ impl Digest {
     /// Goes on over `bytes`; cheapest right after they were received, while they are in the cache.
     pub fn update(&mut self, bytes: &[u8]) {
         self.state.update(bytes);
+    }
+
+    /// Which CRC.
+    pub fn algorithm(&self) -> ChecksumAlgorithm {
+        self.algorithm
     }
 
     /// The CRC so far.

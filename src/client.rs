@@ -28,7 +28,7 @@ pub use limit::{LimitClient, LimitConfig, Throttle};
 pub use local::LocalClient;
 pub use memory::MemoryClient;
 pub use retry::{Backoff, FailureKind, RetryClient, RetryConfig};
-pub use s3::{S3Client, S3Config, SseCustomerKey, Transport};
+pub use s3::{AccessKey, S3Client, S3Config, SseCustomerKey, Transport};
 
 /// Reads objects. Shared as `Arc<dyn ObjectClient>`: one virtual call per part.
 pub trait ObjectClient: Debug + Send + Sync + 'static {

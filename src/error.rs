@@ -272,6 +272,9 @@ impl Error {
             Self::Credentials { .. } => {
                 "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws sso login`, or pass --no-sign-request for public data"
             }
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "make space on the disk, or use Pipe mode, which needs none"
+            }
             _ => return None,
         })
     }

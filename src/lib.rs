@@ -2,8 +2,12 @@
 
 pub mod buffer;
 pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod client;
+pub mod download;
 pub mod error;
+pub mod input;
 pub mod metrics;
 pub mod object;
 pub mod pipe;

@@ -14,7 +14,8 @@ pub struct PartBuf {
     memory: Memory,
     capacity: usize,
     filled: usize,
-    digest: Option<Digest>,
+    /// Boxed: its state is several hundred bytes, and most parts have none.
+    digest: Option<Box<Digest>>,
     expected: Option<Checksum>,
 }
 
@@ -99,8 +100,8 @@ impl PartBuf {
     pub fn clear(&mut self) {
         self.filled = 0;
         self.expected = None;
-        if let Some(digest) = self.digest.take() {
-            self.digest = Some(Digest::new(digest.value().algorithm));
+        if let Some(digest) = &mut self.digest {
+            **digest = Digest::new(digest.algorithm());
         }
     }
 
@@ -111,18 +112,18 @@ impl PartBuf {
         if self
             .digest
             .as_ref()
-            .is_some_and(|digest| digest.value().algorithm == algorithm)
+            .is_some_and(|digest| digest.algorithm() == algorithm)
         {
             return;
         }
         let mut digest = Digest::new(algorithm);
         digest.update(self.filled());
-        self.digest = Some(digest);
+        self.digest = Some(Box::new(digest));
     }
 
     /// The CRC of the bytes that have arrived, if one was started.
     pub fn digest(&self) -> Option<Checksum> {
-        self.digest.as_ref().map(Digest::value)
+        self.digest.as_ref().map(|digest| digest.value())
     }
 
     /// Notes what the whole part's CRC must be and starts computing it. It outlives a broken attempt: the answer to

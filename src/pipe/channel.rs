@@ -209,9 +209,9 @@ impl ChannelWriter {
                 Wrote::Full if self.wait_for_room()? => {}
                 Wrote::Full | Wrote::ReaderLeft => return Ok(Some(Event::ReaderLeft)),
             }
-            if chunk.ends_object {
-                // It may be the last one: then the next epoch's reading begins while this one's tail is written.
-                self.fill(Duration::ZERO)?;
+            // The next epoch's reading begins while this one's last chunk is written.
+            if chunk.ends_object && self.feed().is_some_and(|feed| feed.is_at_end()) {
+                self.on(Event::Exhausted)?;
             }
         }
         Ok(None)

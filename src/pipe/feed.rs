@@ -1,4 +1,4 @@
-//! One epoch's stream, with one chunk taken ahead of the pipe.
+//! One epoch's stream. Its first chunk is taken before there is a reader, so that a failure is known early.
 
 use std::time::Duration;
 
@@ -54,6 +54,17 @@ impl Feed {
     /// Whether the stream has given its last chunk.
     pub(super) fn is_exhausted(&self) -> bool {
         self.ready.is_none() && matches!(self.state, State::Ended)
+    }
+
+    /// Whether no further chunk will come, as far as can be told without asking for one. Asking would make the engine
+    /// fetch beyond its budget for a thread that still holds a chunk, and count the time as a stall.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.ready.is_none()
+            && match &self.state {
+                State::Flowing(reader) => reader.is_at_end(),
+                State::Ended => true,
+                State::Failed(_) => false,
+            }
     }
 
     /// Why there will be no further chunk.

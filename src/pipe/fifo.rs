@@ -268,3 +268,54 @@ impl AsFd for Sink {
         self.fd.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::cancel::Canceller;
+    use super::*;
+
+    fn opened(dir: &Path) -> (Fifo, std::fs::File, Sink) {
+        let fifo = Fifo::create(dir.join("train_0"), 0o600).unwrap();
+        assert!(fifo.open().unwrap().is_none(), "nobody reads yet");
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let reader = rustix::fs::open(fifo.path(), flags, Mode::empty()).unwrap();
+        let sink = fifo.open().unwrap().unwrap();
+        (fifo, reader.into(), sink)
+    }
+
+    #[test]
+    fn a_pipe_that_may_not_grow_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_fifo, _reader, sink) = opened(dir.path());
+        let before = sink.raise(0);
+        assert!(before > 0);
+        // More than any kernel allows, even to root: refused, then tried smaller until one is allowed.
+        assert!(sink.raise(1 << 31) >= before);
+        assert_eq!(sink.write(b"x"), Ok(Wrote::Bytes(1)), "and it works");
+    }
+
+    #[test]
+    fn without_a_reader_a_write_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_fifo, reader, sink) = opened(dir.path());
+        let cancel = Canceller::new().unwrap();
+        assert!(sink.has_reader(cancel.as_fd()));
+        drop(reader);
+        assert!(!sink.has_reader(cancel.as_fd()));
+        assert_eq!(sink.write(b"x"), Ok(Wrote::ReaderLeft));
+        assert_eq!(sink.wait_for_room(cancel.as_fd(), None), Ready::ReaderLeft);
+    }
+
+    #[test]
+    fn a_replaced_fifo_is_an_error_and_the_other_file_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = Fifo::create(dir.path().join("train_0"), 0o600).unwrap();
+        std::fs::remove_file(fifo.path()).unwrap();
+        assert!(fifo.open().is_err());
+        std::fs::write(fifo.path(), "other").unwrap();
+        assert!(fifo.open().is_err());
+        let path = fifo.path().to_owned();
+        drop(fifo);
+        assert_eq!(std::fs::read(path).unwrap(), b"other");
+    }
+}

@@ -100,6 +100,11 @@ impl ObjectReader {
         std::future::poll_fn(|cx| self.poll_chunk(cx)).await
     }
 
+    /// Whether the last piece has been taken. Unlike asking for the next one, looking makes the engine fetch nothing.
+    pub fn is_at_end(&self) -> bool {
+        self.failed.is_none() && self.stream.as_ref().is_none_or(StreamHandle::is_at_end)
+    }
+
     /// The same stream for a thread that blocks.
     pub fn blocking(self) -> BlockingReader {
         let (sender, wakes) = crossbeam_channel::bounded(1);
@@ -200,6 +205,11 @@ pub enum Next {
 }
 
 impl BlockingReader {
+    /// As [`ObjectReader::is_at_end`].
+    pub fn is_at_end(&self) -> bool {
+        self.inner.is_at_end()
+    }
+
     /// Waits for the next piece; `None` at the end.
     ///
     /// # Errors

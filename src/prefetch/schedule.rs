@@ -324,6 +324,11 @@ impl Core {
         self.streams.get_mut(&id)?.checked(serial, answer)
     }
 
+    /// Whether the consumer has taken its last part. Looking is not asking: nothing is fetched because of it.
+    pub(super) fn is_at_end(&self, id: StreamId) -> bool {
+        self.streams.get(&id).is_none_or(Stream::is_at_end)
+    }
+
     /// The consumer asks for its next part.
     pub(super) fn take(&mut self, id: StreamId, waker: &Waker) -> Take {
         let Some(stream) = self.streams.get_mut(&id) else {

@@ -242,6 +242,11 @@ impl Stream {
         !self.exhausted || self.cursor.is_some() || !self.revoked.is_empty()
     }
 
+    /// Whether the last part was taken, and was sound.
+    pub(super) fn is_at_end(&self) -> bool {
+        !self.has_more() && self.queue.len() == 0 && self.broken.is_none()
+    }
+
     /// Its consumer waits for a part that was not issued yet.
     pub(super) fn is_urgent(&self) -> bool {
         self.waiting && self.queue.len() == 0

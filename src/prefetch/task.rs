@@ -349,6 +349,10 @@ impl StreamHandle {
         take
     }
 
+    pub(super) fn is_at_end(&self) -> bool {
+        self.shared.lock().is_at_end(self.id)
+    }
+
     pub(super) fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }

@@ -10,13 +10,13 @@ use std::task::Poll;
 use futures::{StreamExt, TryStreamExt};
 use standpipe::client::{
     Behaviour, Chaos, Depth, FaultClient, LimitClient, LimitConfig, ListEntry, MemoryClient,
-    ObjectClient, RetryClient, RetryConfig, Schedule,
+    ObjectClient, RetryClient, RetryConfig, Schedule, Transport,
 };
 use standpipe::error::Error;
 use standpipe::metrics::Metrics;
 use standpipe::object::{ByteRange, ObjectId};
 
-use crate::world::{World, local, memory, over_memory};
+use crate::world::{Wire, World, eventually, local, memory, over_memory, s3, s3s_fs, server};
 
 /// Not a multiple of anything, and larger than a read from a socket.
 const LEN: u64 = 300_001;
@@ -280,7 +280,8 @@ async fn a_listing_of_many_pages_is_whole(world: &World) {
     assert!(metas.is_sorted_by(|a, b| a.id.uri.key() < b.id.uri.key()));
     for meta in metas.iter().step_by(500) {
         let head = world.client.head(&meta.id.uri).await.unwrap();
-        assert_eq!((&meta.id, meta.size_bytes), (&head.id, head.size_bytes));
+        assert_eq!((&meta.id.uri, meta.size_bytes), (&head.id.uri, head.size_bytes));
+        assert_eq!(meta.id.etag, head.id.etag, "{:?}", meta.id.uri);
     }
     let level = world.list("many/", Depth::OneLevel).await.unwrap();
     assert_eq!(level.len(), 7);
@@ -420,4 +421,40 @@ async fn healing_faults_under_retries_conform() {
         conforms(&world).await;
         assert!(world.metrics.retries.get() > 10, "seed {seed}");
     }
+}
+
+async fn s3_conforms(wire: Wire, transport: Transport) {
+    let server = server(wire);
+    conforms(&s3(server.clone(), transport, |client, _| client).await).await;
+    eventually("no connection is left", || server.stats().open == 0).await;
+}
+
+#[tokio::test]
+async fn s3_direct_conforms() {
+    s3_conforms(Wire::Plain, Transport::Direct).await;
+}
+
+#[tokio::test]
+async fn s3_direct_over_tls_conforms() {
+    s3_conforms(Wire::Tls, Transport::Direct).await;
+}
+
+#[tokio::test]
+async fn s3_stock_conforms() {
+    s3_conforms(Wire::Plain, Transport::Stock).await;
+}
+
+#[tokio::test]
+async fn s3_stock_over_tls_conforms() {
+    s3_conforms(Wire::Tls, Transport::Stock).await;
+}
+
+#[tokio::test]
+async fn s3_direct_conforms_over_a_foreign_server() {
+    conforms(&s3s_fs(Transport::Direct).await).await;
+}
+
+#[tokio::test]
+async fn s3_stock_conforms_over_a_foreign_server() {
+    conforms(&s3s_fs(Transport::Stock).await).await;
 }

@@ -1,5 +1,14 @@
 //! One test binary: a crate of its own per file would link the SDK once each.
 
+mod cli;
 mod conformance;
+mod faults;
+mod fixtures;
+mod layering;
+mod pipe;
 mod prefetch;
+mod readers;
+mod s3;
+mod semantics;
+mod source;
 mod world;

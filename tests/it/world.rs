@@ -1,15 +1,26 @@
 //! A client, a way to put objects where it reads, and what to look at when it is done.
 
 use std::any::Any;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fake_s3::FakeS3;
 use futures::TryStreamExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::service::S3ServiceBuilder;
 use standpipe::buffer::{BufferPool, MemoryBudget, PartBuf, class_bytes};
-use standpipe::client::{Depth, GetMeta, ListEntry, LocalClient, MemoryClient, ObjectClient};
+use standpipe::client::{
+    AccessKey, Depth, GetMeta, ListEntry, LocalClient, MemoryClient, ObjectClient, S3Client,
+    S3Config, Transport,
+};
 use standpipe::error::Result;
 use standpipe::metrics::Metrics;
 use standpipe::object::{ByteRange, ObjectId, ObjectUri};
+use tempfile::NamedTempFile;
+use tokio::net::TcpListener;
 
 /// Puts the bytes under a key below the root.
 type Put = Box<dyn Fn(&str, &[u8]) + Send + Sync>;
@@ -141,4 +152,104 @@ pub(crate) fn local() -> World {
     });
     world.keep = Box::new(directory);
     world
+}
+
+/// How a server is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Plain,
+    Tls,
+}
+
+pub(crate) fn server(wire: Wire) -> Arc<FakeS3> {
+    Arc::new(FakeS3::builder().tls(wire == Wire::Tls).start().unwrap())
+}
+
+/// Settings for `server`, with time limits for a server on loopback, and what they need on disk.
+pub(crate) fn s3_config(server: &FakeS3, transport: Transport) -> (S3Config, Option<NamedTempFile>) {
+    let ca_file = server.ca_pem().map(|pem| {
+        let file = NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pem).unwrap();
+        file
+    });
+    let config = S3Config {
+        endpoint_url: Some(server.endpoint()),
+        region: Some(server.region().to_string()),
+        anonymous: true,
+        ca_bundle: ca_file.as_ref().map(|file| file.path().to_path_buf()),
+        transport,
+        // A fifth of what the stalls of the tests last.
+        first_byte_timeout: Duration::from_millis(400),
+        progress_timeout: Duration::from_millis(400),
+        ..S3Config::default()
+    };
+    (config, ca_file)
+}
+
+/// `bucket` of a scripted server, through whatever `decorate` puts around the client.
+pub(crate) async fn s3(
+    server: Arc<FakeS3>,
+    transport: Transport,
+    decorate: impl FnOnce(Arc<dyn ObjectClient>, Arc<Metrics>) -> Arc<dyn ObjectClient>,
+) -> World {
+    let (config, ca_file) = s3_config(&server, transport);
+    let metrics = Arc::new(Metrics::default());
+    let client = S3Client::connect(config, metrics.clone()).await.unwrap();
+    assert_eq!(client.transport(), transport);
+    let client = decorate(Arc::new(client), metrics.clone());
+    let puts = server.clone();
+    let root = ObjectUri::s3("bucket", "");
+    let mut world = World::new(client, root, metrics, move |key, bytes| {
+        puts.put("bucket", key, bytes);
+    });
+    world.missing_bucket = Some(ObjectUri::s3("no-such-bucket", "k"));
+    world.keep = Box::new((server, ca_file));
+    world
+}
+
+/// A bucket of `s3s-fs`, a server that somebody else wrote, with signatures checked.
+pub(crate) async fn s3s_fs(transport: Transport) -> World {
+    let directory = tempfile::tempdir().unwrap();
+    let bucket = directory.path().join("bucket");
+    std::fs::create_dir(&bucket).unwrap();
+    let addr = serve_s3s(directory.path()).await;
+    let config = S3Config {
+        endpoint_url: Some(format!("http://{addr}")),
+        region: Some("us-east-1".into()),
+        access_key: Some(AccessKey {
+            id: "AK".into(),
+            secret: "SK".into(),
+            session_token: None,
+        }),
+        transport,
+        ..S3Config::default()
+    };
+    let metrics = Arc::new(Metrics::default());
+    let client = S3Client::connect(config, metrics.clone()).await.unwrap();
+    let root = ObjectUri::s3("bucket", "");
+    let mut world = World::new(Arc::new(client), root, metrics, move |key, bytes| {
+        let to = bucket.join(key);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::write(to, bytes).unwrap();
+    });
+    world.missing_bucket = Some(ObjectUri::s3("no-such-bucket", "k"));
+    world.keep = Box::new(directory);
+    world
+}
+
+/// Serves a folder, whose folders are buckets, until the test's runtime ends.
+async fn serve_s3s(root: &Path) -> SocketAddr {
+    let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
+    builder.set_auth(s3s::auth::SimpleAuth::from_single("AK", "SK"));
+    let service = builder.build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let http = Builder::new(TokioExecutor::new());
+        while let Ok((socket, _)) = listener.accept().await {
+            let connection = http.serve_connection(TokioIo::new(socket), service.clone());
+            tokio::spawn(connection.into_owned());
+        }
+    });
+    addr
 }

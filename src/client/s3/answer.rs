@@ -213,13 +213,18 @@ fn partial(id: &ObjectId, wanted: ByteRange, head: &Head) -> Result<Plan, Error>
         return Err(wrong("Content-Length differs"));
     }
     same_size(id, total, wanted.start)?;
+    let size_bytes = total
+        .or(id.size_bytes)
+        .ok_or_else(|| wrong("the object's size is not told"))?;
+    // A range along the borders of an upload's part comes with that part's checksum.
+    let is_whole = got.start == 0 && got.end == size_bytes;
     Ok(Plan {
         skip_bytes: 0,
         take_bytes: Some(got.len()),
         has_more: false,
-        size_bytes: total.or(id.size_bytes),
+        size_bytes: Some(size_bytes),
         etag: head.etag.clone(),
-        checksum: head.checksum,
+        checksum: head.checksum.filter(|_| is_whole),
     })
 }
 

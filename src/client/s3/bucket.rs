@@ -7,11 +7,27 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::OnceCell;
+
+use super::target::{Rules, Target};
+
 /// A bucket, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Bucket {
+    name: Arc<str>,
     pub(super) region: Arc<str>,
     pub(super) client: aws_sdk_s3::Client,
+    target: OnceCell<Option<Target>>,
+}
+
+impl Bucket {
+    /// Where its plain GETs go, if they can be signed by hand.
+    pub(super) async fn target(&self, rules: &Rules) -> Option<&Target> {
+        self.target
+            .get_or_init(|| rules.target(&self.name, &self.region))
+            .await
+            .as_ref()
+    }
 }
 
 /// All buckets that were spoken to.
@@ -69,11 +85,14 @@ impl Buckets {
             .entry(region.clone())
             .or_insert_with(|| self.client_in(region))
             .clone();
+        let name = Arc::<str>::from(name);
         let bucket = Arc::new(Bucket {
+            name: name.clone(),
             region: region.clone(),
             client,
+            target: OnceCell::new(),
         });
-        known.buckets.insert(name.into(), bucket.clone());
+        known.buckets.insert(name, bucket.clone());
         bucket
     }
 

@@ -22,6 +22,9 @@ pub struct S3Config {
     pub region: Option<String>,
     /// A profile of `~/.aws/config`.
     pub profile: Option<String>,
+    /// The key to sign with. `None`: the SDK's chain looks for one in the environment, profiles, SSO, a process, a web
+    /// identity, containers and the instance's metadata, in this order.
+    pub access_key: Option<AccessKey>,
     /// Send unsigned requests (`--no-sign-request`), for public data.
     pub anonymous: bool,
     /// Agree to pay for requests and transfer (`--request-payer requester`).
@@ -53,6 +56,25 @@ pub enum Transport {
     Direct,
     /// The SDK's (hyper): slower, and able to go through a proxy. Chosen by itself where a proxy is set.
     Stock,
+}
+
+/// A key to sign with. Its debug output hides the secrets.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AccessKey {
+    /// `AWS_ACCESS_KEY_ID`.
+    pub id: String,
+    /// `AWS_SECRET_ACCESS_KEY`.
+    pub secret: String,
+    /// `AWS_SESSION_TOKEN`, of temporary keys.
+    pub session_token: Option<String>,
+}
+
+impl fmt::Debug for AccessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessKey")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A customer's own AES-256 key (SSE-C). Its debug output is blank.
@@ -108,6 +130,7 @@ impl Default for S3Config {
             endpoint_url: None,
             region: None,
             profile: None,
+            access_key: None,
             anonymous: false,
             request_payer: false,
             ca_bundle: None,
@@ -139,6 +162,12 @@ impl S3Config {
             if time.is_zero() {
                 return Err(Error::config(key, "zero: use at least 1ms"));
             }
+        }
+        if self.anonymous && self.access_key.is_some() {
+            return Err(Error::config(
+                "no-sign-request",
+                "a key was given to sign with: leave out one of them",
+            ));
         }
         if self.anonymous && self.request_payer {
             return Err(Error::config(

@@ -243,6 +243,14 @@ where
                 source: root_cause(&error),
             }
         }
+        // Sent, and answered with something that hyper could not read.
+        SdkError::DispatchFailure(_) if with_causes(&error).contains("(SendRequest)") => {
+            Error::Protocol {
+                uri,
+                offset,
+                reason: with_causes(&error),
+            }
+        }
         _ if timeout => stalled(subject, config, &error),
         _ => Error::Refused {
             uri,
@@ -330,7 +338,7 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 }
 
 /// The whole chain in one line, without the sentences that say nothing.
-fn with_causes(error: &(dyn StdError + 'static)) -> String {
+pub(super) fn with_causes(error: &(dyn StdError + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     for part in chain(error).map(ToString::to_string) {
         if parts.last() != Some(&part) {
@@ -373,7 +381,8 @@ mod tests {
 
     #[test]
     fn the_table() {
-        let cases: [(u16, &str, fn(&Error) -> bool); 22] = [
+        type Case = (u16, &'static str, fn(&Error) -> bool);
+        let cases: [Case; 22] = [
             (404, "NoSuchKey", |e| matches!(e, Error::NotFound { .. })),
             (404, "", |e| matches!(e, Error::NotFound { .. })),
             (404, "NoSuchBucket", |e| matches!(e, Error::NotFound { .. })),

@@ -9,7 +9,7 @@ use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_sdk_s3::config::{
-    IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    Credentials, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::proxy::ProxyConfig;
@@ -24,15 +24,20 @@ use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::SdkConfig;
 use aws_types::service_config::ServiceConfigKey;
-use hyper_util::client::proxy::matcher::Matcher;
+use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::checksum_mode::ChecksumMode;
 use super::config::{S3Config, Transport, check_url, is_loopback, needs_path_style};
 use super::credentials::CredentialCache;
+use super::target::Rules;
 use crate::checksum::ChecksumPolicy;
+use crate::client::wire::{
+    Endpoint, Wire, WireConfig, WireHttpClient, is_proxied, tls_config_with,
+};
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 
 /// S3 closes idle connections after about 5 s; one that is older may be gone when a request is sent on it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -47,21 +52,20 @@ pub(super) struct Setup {
     pub(super) sdk: aws_sdk_s3::config::Builder,
     pub(super) region: String,
     pub(super) endpoint_url: Option<String>,
-    pub(super) path_style: bool,
-    pub(super) use_fips: bool,
-    pub(super) use_dual_stack: bool,
+    pub(super) rules: Rules,
     /// `None` when requests are not signed.
     pub(super) credentials: Option<Arc<CredentialCache>>,
     /// The stock transport when a proxy stands before the endpoint.
     pub(super) transport: Transport,
-    pub(super) ca_pem: Option<Vec<u8>>,
+    pub(super) wire: Wire,
 }
 
 /// Reads the environment and the profile. Nothing is sent.
-pub(super) async fn find(config: &S3Config) -> Result<Setup> {
+pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Setup> {
     config.validate()?;
-    let ca_pem = ca_bundle(config)?;
-    let http = http_client(ca_pem.as_deref());
+    let bundle = ca_bundle(config)?;
+    let http = http_client(bundle.as_ref());
+    let wire = wire(config, bundle, metrics)?;
     let sdk_config = load(config, http.clone()).await;
     let endpoint_url = endpoint_url(config, &sdk_config);
     let host = match &endpoint_url {
@@ -79,6 +83,11 @@ pub(super) async fn find(config: &S3Config) -> Result<Setup> {
         .region()
         .map_or(FALLBACK_REGION, Region::as_ref)
         .to_owned();
+    let transport = transport(config, endpoint_url.as_deref(), &region);
+    let http = match transport {
+        Transport::Direct => SharedHttpClient::new(WireHttpClient::new(wire.clone(), http)),
+        Transport::Stock => http,
+    };
     let mut sdk = sdk_builder(config, &sdk_config, http).force_path_style(path_style);
     sdk.set_endpoint_url(endpoint_url.clone());
     match &credentials {
@@ -92,16 +101,36 @@ pub(super) async fn find(config: &S3Config) -> Result<Setup> {
         }
     }
     Ok(Setup {
-        transport: transport(config, endpoint_url.as_deref(), &region),
+        transport,
         sdk,
         region,
+        rules: Rules::new(
+            endpoint_url.clone(),
+            path_style,
+            sdk_config.use_fips().unwrap_or(false),
+            sdk_config.use_dual_stack().unwrap_or(false),
+        ),
         endpoint_url,
-        path_style,
-        use_fips: sdk_config.use_fips().unwrap_or(false),
-        use_dual_stack: sdk_config.use_dual_stack().unwrap_or(false),
         credentials,
-        ca_pem,
+        wire,
     })
+}
+
+/// Our own transport, trusting what the stock one trusts.
+fn wire(config: &S3Config, bundle: Option<Bundle>, metrics: &Arc<Metrics>) -> Result<Wire> {
+    let roots = match bundle {
+        Some(bundle) => bundle.roots,
+        None => system_roots(),
+    };
+    Ok(Wire::new(WireConfig {
+        connect_timeout: config.connect_timeout,
+        progress_timeout: config.progress_timeout,
+        first_byte_timeout: config.first_byte_timeout,
+        idle_timeout: IDLE_TIMEOUT,
+        tls: Some(tls_config_with(roots)?),
+        metrics: metrics.clone(),
+        ..WireConfig::default()
+    }))
 }
 
 async fn load(config: &S3Config, http: SharedHttpClient) -> SdkConfig {
@@ -113,6 +142,11 @@ async fn load(config: &S3Config, http: SharedHttpClient) -> SdkConfig {
     }
     if config.anonymous {
         loader = loader.no_credentials();
+    }
+    if let Some(key) = &config.access_key {
+        let token = key.session_token.clone();
+        let key = Credentials::new(&key.id, &key.secret, token, None, "S3Config");
+        loader = loader.credentials_provider(key);
     }
     // The metadata service is not asked: on a host without one that takes seconds, and a bucket's region is learned
     // from its first answer anyway.
@@ -168,8 +202,14 @@ fn sdk_builder(
     builder
 }
 
+/// The certificates that are trusted instead of the system's, in both transports' forms.
+struct Bundle {
+    pem: Vec<u8>,
+    roots: RootCertStore,
+}
+
 /// Reads the bundle of the flag or of `AWS_CA_BUNDLE`, and makes sure that it holds certificates.
-fn ca_bundle(config: &S3Config) -> Result<Option<Vec<u8>>> {
+fn ca_bundle(config: &S3Config) -> Result<Option<Bundle>> {
     let from_env = || {
         std::env::var_os("AWS_CA_BUNDLE")
             .filter(|path| !path.is_empty())
@@ -179,16 +219,11 @@ fn ca_bundle(config: &S3Config) -> Result<Option<Vec<u8>>> {
         return Ok(None);
     };
     let pem = std::fs::read(&path).map_err(|error| Error::io(&path, error))?;
-    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let mut roots = rustls::RootCertStore::empty();
-    let usable = certificates.is_ok_and(|all| {
-        !all.is_empty()
-            && all
-                .into_iter()
-                .all(|certificate| roots.add(certificate).is_ok())
-    });
-    if usable {
-        return Ok(Some(pem));
+    let mut roots = RootCertStore::empty();
+    let usable = CertificateDer::pem_slice_iter(&pem)
+        .all(|certificate| certificate.is_ok_and(|certificate| roots.add(certificate).is_ok()));
+    if usable && !roots.is_empty() {
+        return Ok(Some(Bundle { pem, roots }));
     }
     Err(Error::config(
         "ca-bundle",
@@ -196,29 +231,30 @@ fn ca_bundle(config: &S3Config) -> Result<Option<Vec<u8>>> {
     ))
 }
 
+/// The system's certificates, read once. A system without any can still use plain HTTP or a bundle; over TLS it
+/// learns that the server's certificate is not trusted.
+fn system_roots() -> RootCertStore {
+    static ROOTS: LazyLock<RootCertStore> = LazyLock::new(|| {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots
+    });
+    ROOTS.clone()
+}
+
 /// The stock client: rustls with ring; certificates from the bundle or else the system; proxies of the environment.
-fn http_client(ca_pem: Option<&[u8]>) -> SharedHttpClient {
-    let trust = match ca_pem {
-        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
-        None => TrustStore::empty().with_native_roots(has_system_roots()),
+fn http_client(bundle: Option<&Bundle>) -> SharedHttpClient {
+    let trust = match bundle {
+        Some(bundle) => TrustStore::empty().with_pem_certificate(bundle.pem.as_slice()),
+        // The SDK's connector asserts that there are some.
+        None => TrustStore::empty().with_native_roots(!system_roots().is_empty()),
     };
     let tls = TlsContext::builder().with_trust_store(trust).build();
     let tls = tls.unwrap_or_default();
-    let plain = stock(tls.clone(), None);
-    match Matcher::from_env() {
-        matcher if intercepts_anything(&matcher) => SharedHttpClient::new(ByHost {
-            direct: plain,
-            proxied: stock(tls, Some(ProxyConfig::from_env())),
-        }),
-        _ => plain,
-    }
-}
-
-/// The SDK's connector asserts that there are some.
-fn has_system_roots() -> bool {
-    static FOUND: LazyLock<bool> =
-        LazyLock::new(|| !rustls_native_certs::load_native_certs().certs.is_empty());
-    *FOUND
+    SharedHttpClient::new(ByHost {
+        direct: stock(tls.clone(), None),
+        proxied: stock(tls, Some(ProxyConfig::from_env())),
+    })
 }
 
 fn stock(tls: TlsContext, proxy: Option<ProxyConfig>) -> SharedHttpClient {
@@ -235,32 +271,21 @@ fn stock(tls: TlsContext, proxy: Option<ProxyConfig>) -> SharedHttpClient {
     })
 }
 
-/// Whether any request at all would go through a proxy.
-fn intercepts_anything(matcher: &Matcher) -> bool {
-    ["http://example.invalid", "https://example.invalid"]
-        .into_iter()
-        .any(|url| matcher.intercept(&http::Uri::from_static(url)).is_some())
-}
-
 /// Our own transport speaks to the endpoint itself; behind a proxy only the stock one can.
 fn transport(config: &S3Config, endpoint_url: Option<&str>, region: &str) -> Transport {
     let url = match endpoint_url {
         Some(url) => url.to_owned(),
         None => format!("https://s3.{region}.amazonaws.com"),
     };
-    let Ok(uri) = url.parse::<http::Uri>() else {
-        return config.transport;
-    };
-    let is_direct = uri.host().is_none_or(is_loopback);
-    if !is_direct && config.transport == Transport::Direct && is_proxied(&uri) {
+    let endpoint = url.parse().ok().and_then(|uri| Endpoint::of(&uri).ok());
+    let needs_proxy = endpoint.is_some_and(|endpoint| {
+        !is_loopback(&endpoint.host) && is_proxied(&endpoint, |name| std::env::var(name).ok())
+    });
+    if needs_proxy && config.transport == Transport::Direct {
         tracing::info!(endpoint = %url, "a proxy is set for this endpoint: using the stock transport");
         return Transport::Stock;
     }
     config.transport
-}
-
-fn is_proxied(uri: &http::Uri) -> bool {
-    Matcher::from_env().intercept(uri).is_some()
 }
 
 /// Requests to this machine and to the metadata service never go through a proxy, as in Go and botocore.

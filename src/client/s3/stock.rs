@@ -90,6 +90,19 @@ pub(super) async fn get(
         .await
         .map_err(|error| refusal::of_sdk(want.subject(), config, endpoint, error))?;
     metrics.first_byte.record(sent.elapsed());
+    let meta = take_in(output, config, metrics, want, into).await?;
+    metrics.request_time.record(sent.elapsed());
+    Ok(meta)
+}
+
+/// Judges the head and receives the body.
+pub(super) async fn take_in(
+    output: GetObjectOutput,
+    config: &S3Config,
+    metrics: &Metrics,
+    want: &Want<'_>,
+    into: &mut PartBuf,
+) -> Result<GetMeta, Failure> {
     let head = head_of(&output);
     let plan = match answer::judge(want.id, want.missing, &head) {
         Verdict::Store(plan) => plan,
@@ -101,8 +114,7 @@ pub(super) async fn get(
         frames: output.body,
         watch: Watch::new(Instant::now(), config.progress_timeout),
     };
-    let meta = receive(&mut body, metrics, want, &plan, into).await?;
-    Ok(meta)
+    Ok(receive(&mut body, metrics, want, &plan, into).await?)
 }
 
 async fn error_document(config: &S3Config, want: &Want<'_>, output: GetObjectOutput) -> Failure {

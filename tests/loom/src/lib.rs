@@ -4,11 +4,8 @@
 //! takes the sources by path. So what is checked is what ships, and no dependency is built a second time.
 
 #[path = "../../../src/buffer/budget.rs"]
-#[expect(
-    dead_code,
-    unreachable_pub,
-    reason = "it is public in the engine, and the models use a part of it"
-)]
+#[expect(unreachable_pub, reason = "it is public in the engine")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the models use a part of it"))]
 mod budget;
 #[path = "../../../src/prefetch/queue.rs"]
 #[expect(dead_code, reason = "the models use a part of it")]

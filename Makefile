@@ -1,0 +1,51 @@
+# The front door. `make` alone prints this list.
+# Every cargo command of the checks uses one profile (dev) and one feature set, so no crate is compiled twice.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench soak lint fmt docs fixtures clean
+
+OUT ?= demo-out
+SOAK_BYTES ?= 100GiB
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## check the tools, install what cargo and pip can install (nothing is done twice)
+	@sh scripts/setup
+
+demo: fixtures ## stream the sample dataset through a FIFO into an unmodified reader, and draw the comparison
+	cargo build --release --locked
+	target/release/standpipe demo --out $(OUT)
+	@echo "the picture and the numbers are in $(OUT)/:"
+	@ls $(OUT)
+
+test: setup ## run every check; CI runs this and nothing else
+	@python3 scripts/check.py
+
+bench: ## measure this machine: criterion benches with their baselines in the same run (release build)
+	@sh scripts/setup build
+	cargo bench --locked --workspace --all-features --bench '*'
+
+soak: setup ## hours of faults in minutes: SOAK_BYTES=100GiB of data under a 5 % fault rate (release build)
+	STANDPIPE_SOAK_BYTES=$(SOAK_BYTES) cargo nextest run --locked --cargo-profile release --workspace --all-features \
+	    --profile soak -E 'test(/^soak::/)'
+
+lint: setup ## formatting, clippy, documentation, licences, Python
+	@python3 scripts/check.py --only fmt clippy clippy-library docs licences python
+
+fmt: setup ## format Rust and Python
+	cargo fmt --all
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+docs: ## build the API documentation
+	cargo doc --locked --workspace --all-features --no-deps
+	@echo "target/doc/standpipe/index.html"
+
+fixtures: ## make the sample dataset (fixtures/data), if it is missing or stale
+	@sh scripts/setup build
+	@python3 fixtures/generate.py
+
+clean: ## remove everything that was built or generated
+	cargo clean
+	rm -rf .venv fixtures/data demo-out bench-out

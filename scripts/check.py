@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""The one list of checks: `make test` and CI run it, `--only` picks steps by name.
+
+Each step prints its name, its own output and its seconds; a table closes the run. A step that fails does not stop
+the later ones, but the run fails. Nothing is skipped: a step whose input is missing fails. All cargo steps share one
+profile (dev) and one feature set, so that a crate is compiled once for all of them. The test runner comes late, so
+that its closing lines stand near the end.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON_FILES = ["scripts", "fixtures", "examples"]
+WHOLE = ["--locked", "--workspace", "--all-features"]
+DENY_WARNINGS = ["--", "-D", "warnings"]
+
+
+def run(*command: str, **environment: str) -> bool:
+    """Runs a command in the project's root with its output on ours; true if it succeeded."""
+    print("$", " ".join(command), flush=True)
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode == 0
+
+
+def run_all(commands: list[list[str]]) -> bool:
+    """Runs every command, also after a failure; true if all succeeded."""
+    return all([run(*command) for command in commands])
+
+
+def python_checks() -> bool:
+    tools = ROOT / ".venv" / "bin"
+    return run_all(
+        [
+            [str(tools / "ruff"), "format", "--check", "."],
+            [str(tools / "ruff"), "check", "."],
+            [str(tools / "mypy"), *PYTHON_FILES],
+        ]
+    )
+
+
+def examples() -> bool:
+    """Each Rust example runs without arguments and ends by itself; `build` has built them."""
+    sources = sorted((ROOT / "examples").glob("*.rs"))
+    binaries = [str(ROOT / "target" / "debug" / "examples" / source.stem) for source in sources]
+    return bool(binaries) and run_all([[binary] for binary in binaries])
+
+
+def demo() -> bool:
+    """The demo with the dev binary; it must leave a picture."""
+    with tempfile.TemporaryDirectory() as out:
+        if not run(str(ROOT / "target" / "debug" / "standpipe"), "demo", "--out", out):
+            return False
+        made = sorted(path.name for path in Path(out).iterdir())
+        print("made:", ", ".join(made))
+        return any(name.endswith((".svg", ".png", ".html")) for name in made)
+
+
+def nextest(filter_: str) -> bool:
+    return run("cargo", "nextest", "run", *WHOLE, "-E", filter_)
+
+
+def cargo(*arguments: str) -> Callable[[], bool]:
+    return lambda: run("cargo", *arguments)
+
+
+STEPS: dict[str, Callable[[], bool]] = {
+    "fmt": cargo("fmt", "--all", "--check"),
+    "licences": lambda: run(sys.executable, "scripts/licences.py"),
+    "python": python_checks,
+    # Regenerates every fixture and compares it with what is committed, then makes the data that the steps below use.
+    "fixtures": lambda: run_all(
+        [[sys.executable, "fixtures/generate.py", "--check"], [sys.executable, "fixtures/generate.py"]]
+    ),
+    "clippy": cargo("clippy", *WHOLE, "--all-targets", *DENY_WARNINGS),
+    "clippy-library": cargo("clippy", "--locked", "--no-default-features", "--lib", *DENY_WARNINGS),
+    "docs": lambda: run("cargo", "doc", *WHOLE, "--no-deps", RUSTDOCFLAGS="-D warnings"),
+    "build": cargo("build", *WHOLE, "--all-targets"),
+    "examples": examples,
+    # One pass through every benchmark: they must run, their figures mean nothing here.
+    "benches": cargo("bench", *WHOLE, "--profile", "dev", "--bench", "*", "--", "--test"),
+    "demo": demo,
+    "doctests": cargo("test", *WHOLE, "--doc"),
+    # The same test as `make soak`, at the size that takes seconds.
+    "soak": lambda: nextest("test(/^soak::/)"),
+    "tests": lambda: nextest("not test(/^soak::/)"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
+    chosen = parser.parse_args().only
+
+    results: list[tuple[str, bool, float]] = []
+    for name in (step for step in STEPS if step in chosen):
+        print(f"\n=== {name}", flush=True)
+        start = time.monotonic()
+        passed = STEPS[name]()
+        results.append((name, passed, time.monotonic() - start))
+        print(f"=== {name}: {'ok' if passed else 'FAILED'} in {results[-1][2]:.1f} s", flush=True)
+
+    print("\nstep              seconds  result")
+    for name, passed, seconds in results:
+        print(f"{name:<16} {seconds:>8.1f}  {'ok' if passed else 'FAILED'}")
+    print(f"{'total':<16} {sum(seconds for _, _, seconds in results):>8.1f}")
+    return 0 if all(passed for _, passed, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

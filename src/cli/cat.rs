@@ -1,0 +1,184 @@
+//! `standpipe cat`: objects and prefixes to standard output, in order.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clap::Args;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+
+use super::flags::EngineFlags;
+use super::progress::{Progress, Sample};
+use super::report::{Report, Traffic, moved};
+use super::stdout::{Stdout, Written};
+use super::{Context, connect};
+use crate::client::ObjectClient;
+use crate::error::{Error, Result};
+use crate::input::{Lookup, Source};
+use crate::metrics::Sink;
+use crate::object::ObjectMeta;
+use crate::prefetch::{Chunk, Prefetcher};
+
+const NOTES: &str = "\
+A URI that ends in / is a prefix: all objects below it, in key order. Any other URI is an object or,
+if there is no such object, the beginning of many keys. Braces expand as in the shell; quoted, they
+are ours, so that no command line gets too long:
+
+  standpipe cat 's3://bucket/shard-{000..015}.tar' | tar t
+  webdataset: pipe:standpipe cat s3://bucket/shard-000.tar";
+
+/// Write objects and prefixes to standard output, back to back, in the order given
+#[derive(Debug, Args)]
+#[command(after_help = NOTES)]
+pub(super) struct Cat {
+    /// s3://bucket/key, s3://bucket/prefix/, file:///path or a path
+    #[arg(required = true, value_name = "URI")]
+    uris: Vec<Source>,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+impl Cat {
+    pub(super) fn run(self, context: &Context) -> Result<Report> {
+        let config = self.engine.config()?;
+        let client = context.connect(&connect::schemes(&self.uris), &config)?;
+        let engine = Prefetcher::new(client, config, context.metrics.clone())?;
+        let mut copy = Copy::new(Stdout::open()?);
+        // On a terminal the data itself is on the screen.
+        let show = context.shows_progress() && !std::io::stdout().is_terminal();
+        let progress = Progress::start(show, copy.sampler(context));
+        let result = concatenate(&engine, &self.uris, |chunk| copy.take(&chunk, context));
+        drop(progress);
+        result?;
+        Ok(copy.report(context))
+    }
+}
+
+/// Feeds every chunk of `sources` to `take`, until it says that the reader is gone.
+///
+/// A lone URI is read as an object first. When it turns out not to exist, the stream is begun anew at that source, as
+/// a prefix: all before it is delivered, and of itself nothing was.
+fn concatenate(
+    engine: &Prefetcher,
+    sources: &[Source],
+    mut take: impl FnMut(Chunk) -> Result<Written>,
+) -> Result<()> {
+    let mut from = 0;
+    let mut objects = all_objects(engine.client(), sources.to_vec());
+    loop {
+        let mut reader = engine.read_all(objects)?.blocking();
+        let missing = loop {
+            match reader.next_chunk() {
+                Ok(None) => return Ok(()),
+                Ok(Some(chunk)) => {
+                    from += usize::from(chunk.ends_object && is_at(sources, from, &chunk));
+                    if take(chunk)? == Written::ReaderGone {
+                        return Ok(());
+                    }
+                }
+                Err(error) => break error,
+            }
+        };
+        let Some((index, prefix)) = as_prefix(engine.client(), sources, from, missing.clone())
+        else {
+            return Err(missing);
+        };
+        from = index + 1;
+        let rest = sources.get(from..).unwrap_or_default().to_vec();
+        objects = prefix.chain(all_objects(engine.client(), rest)).boxed();
+    }
+}
+
+fn all_objects(
+    client: &Arc<dyn ObjectClient>,
+    sources: Vec<Source>,
+) -> BoxStream<'static, Result<ObjectMeta>> {
+    let client = client.clone();
+    stream::iter(sources)
+        .flat_map(move |source| source.objects(&client, Lookup::GetFirst))
+        .boxed()
+}
+
+/// Whether `chunk` is of the object that source `from`, or the next lone one after it, names.
+fn is_at(sources: &[Source], from: usize, chunk: &Chunk) -> bool {
+    let lone = sources.iter().skip(from).find_map(Source::lone_uri);
+    lone.is_some_and(|uri| uri == chunk.object.uri)
+}
+
+/// The first source, from `from` on, that names what is missing, and its objects as a prefix.
+fn as_prefix(
+    client: &Arc<dyn ObjectClient>,
+    sources: &[Source],
+    from: usize,
+    missing: Error,
+) -> Option<(usize, BoxStream<'static, Result<ObjectMeta>>)> {
+    let Error::NotFound { uri, .. } = missing.root() else {
+        return None;
+    };
+    let (index, source) = sources.iter().enumerate().skip(from).find(|(_, source)| {
+        source
+            .lone_uri()
+            .is_some_and(|lone| lone.to_string() == *uri)
+    })?;
+    Some((index, source.as_prefix(client, missing.clone())?))
+}
+
+/// Copies chunks to standard output and counts.
+#[derive(Debug)]
+struct Copy {
+    stdout: Stdout,
+    bytes: Arc<AtomicU64>,
+    objects: u64,
+    first_byte: Option<Duration>,
+}
+
+impl Copy {
+    fn new(stdout: Stdout) -> Self {
+        Self {
+            stdout,
+            bytes: Arc::default(),
+            objects: 0,
+            first_byte: None,
+        }
+    }
+
+    fn sampler(&self, context: &Context) -> impl Fn() -> Sample + Send + 'static {
+        let (bytes, metrics) = (self.bytes.clone(), context.metrics.clone());
+        move || Sample {
+            bytes: bytes.load(Ordering::Relaxed),
+            stall_ns: metrics.consumer_stall_ns.get(),
+            streams: 1,
+            ..Sample::default()
+        }
+    }
+
+    fn take(&mut self, chunk: &Chunk, context: &Context) -> Result<Written> {
+        self.first_byte
+            .get_or_insert_with(|| context.started.elapsed());
+        let written = self.stdout.write(&chunk.bytes, &context.metrics)?;
+        if written == Written::All {
+            self.bytes
+                .fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+            self.objects += u64::from(chunk.ends_object);
+        }
+        Ok(written)
+    }
+
+    fn report(&self, context: &Context) -> Report {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let mut report = Report {
+            line: Some(moved("", bytes, context.started.elapsed())),
+            traffic: Some(Traffic {
+                bytes,
+                first_byte: self.first_byte,
+                streams: 1,
+                sink: Sink::Consumer,
+            }),
+            ..Report::default()
+        };
+        report.fields.insert("objects".into(), self.objects.into());
+        report
+    }
+}

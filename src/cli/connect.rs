@@ -1,0 +1,131 @@
+//! From flags to a client: the one place that knows which there are.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+use super::Context;
+use super::flags::TransportFlag;
+use crate::buffer::PartBuf;
+use crate::client::{
+    Depth, GetMeta, LimitClient, LimitConfig, ListEntry, LocalClient, ObjectClient, RetryClient,
+    RetryConfig, S3Client, S3Config, Transport,
+};
+use crate::error::{Error, Result};
+use crate::input::Source;
+use crate::metrics::Metrics;
+use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri, Scheme};
+use crate::prefetch::PrefetchConfig;
+use crate::runtime;
+
+/// The schemes that `sources` use.
+pub(super) fn schemes<'a>(sources: impl IntoIterator<Item = &'a Source>) -> Vec<Scheme> {
+    let uris = sources
+        .into_iter()
+        .filter_map(|source| source.uris().next());
+    uris.flatten().map(|uri| uri.scheme()).collect()
+}
+
+impl Context {
+    /// A client for URIs of these schemes: local files as they are, S3 behind a limit and retries.
+    pub(super) fn connect(
+        &self,
+        schemes: &[Scheme],
+        engine: &PrefetchConfig,
+    ) -> Result<Arc<dyn ObjectClient>> {
+        if schemes.contains(&Scheme::Memory) {
+            return Err(Error::config(
+                "memory://",
+                "lives in one process only: use s3://bucket/key, file:///path or a path",
+            ));
+        }
+        let local: Arc<dyn ObjectClient> = Arc::new(LocalClient::new(self.metrics.clone()));
+        if !schemes.contains(&Scheme::S3) {
+            return Ok(local);
+        }
+        let s3 = runtime::handle().block_on(S3Client::connect(
+            self.s3_config(engine),
+            self.metrics.clone(),
+        ))?;
+        let s3 = patient(Arc::new(s3), engine, &self.metrics)?;
+        if !schemes.contains(&Scheme::File) {
+            return Ok(s3);
+        }
+        Ok(Arc::new(ByScheme { s3, local }))
+    }
+
+    fn s3_config(&self, engine: &PrefetchConfig) -> S3Config {
+        let flags = &self.source;
+        // A variable that is set to nothing is one that is not set.
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        S3Config {
+            endpoint_url: given(&flags.endpoint_url),
+            region: given(&flags.region),
+            profile: given(&flags.profile),
+            anonymous: flags.no_sign_request,
+            request_payer: flags.request_payer.is_some(),
+            ca_bundle: flags.ca_bundle.clone(),
+            transport: match flags.transport {
+                TransportFlag::Direct => Transport::Direct,
+                TransportFlag::Stock => Transport::Stock,
+            },
+            checksums: engine.checksums,
+            ..S3Config::default()
+        }
+    }
+}
+
+/// Retries around a limit: a request that waits to be tried again holds no slot.
+fn patient(
+    client: Arc<dyn ObjectClient>,
+    engine: &PrefetchConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn ObjectClient>> {
+    let limit = LimitConfig {
+        most_requests: u32::try_from(engine.concurrency).unwrap_or(u32::MAX),
+    };
+    limit.validate()?;
+    let limited = Arc::new(LimitClient::new(client, limit, metrics.clone()));
+    let retries = RetryConfig::default();
+    Ok(Arc::new(RetryClient::new(
+        limited,
+        retries,
+        metrics.clone(),
+    )))
+}
+
+/// Sends each URI to its scheme's client.
+#[derive(Debug)]
+struct ByScheme {
+    s3: Arc<dyn ObjectClient>,
+    local: Arc<dyn ObjectClient>,
+}
+
+impl ByScheme {
+    fn of(&self, uri: &ObjectUri) -> &dyn ObjectClient {
+        match uri.scheme() {
+            Scheme::S3 => &*self.s3,
+            Scheme::File | Scheme::Memory => &*self.local,
+        }
+    }
+}
+
+impl ObjectClient for ByScheme {
+    fn head<'a>(&'a self, uri: &'a ObjectUri) -> BoxFuture<'a, Result<ObjectMeta>> {
+        self.of(uri).head(uri)
+    }
+
+    fn get<'a>(
+        &'a self,
+        id: &'a ObjectId,
+        range: ByteRange,
+        into: &'a mut PartBuf,
+    ) -> BoxFuture<'a, Result<GetMeta>> {
+        self.of(&id.uri).get(id, range, into)
+    }
+
+    fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
+        self.of(prefix).list(prefix, depth)
+    }
+}

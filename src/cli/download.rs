@@ -1,0 +1,122 @@
+//! `standpipe download`: File mode.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::flags::EngineFlags;
+use super::progress::{Progress, Sample};
+use super::report::{Report, Traffic, moved};
+use super::{Context, connect, interrupt};
+use crate::download::{self, DownloadConfig, DownloadProgress};
+use crate::error::Result;
+use crate::input::Source;
+use crate::metrics::{Metrics, Sink};
+use crate::prefetch::{PrefetchConfig, Prefetcher};
+
+/// One that is written, and some on their way.
+const PARTS_PER_LANE: u64 = 4;
+
+const NOTES: &str = "\
+Files are named by their keys, relative to the prefix up to its last /. Each appears only when it is
+complete and verified. A second run fetches only what is missing or different (in size or date), so
+that an interrupted download goes on.";
+
+/// Download an object, a prefix or a pattern into a directory
+#[derive(Debug, Args)]
+#[command(after_help = NOTES)]
+pub(super) struct Download {
+    /// s3://bucket/prefix/, s3://bucket/key, file:///path or a path; braces expand
+    uri: Source,
+    /// Where to put it; made if missing
+    dir: PathBuf,
+    /// Flush each file to the disk before it gets its name, so that it also survives a loss of power
+    #[arg(long, env = "STANDPIPE_FSYNC", hide_env_values = true)]
+    fsync: bool,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+impl Download {
+    pub(super) fn run(self, context: &Context) -> Result<Report> {
+        let engine = self.engine.config()?;
+        let config = lanes(&engine, self.fsync);
+        let client = context.connect(&connect::schemes([&self.uri]), &engine)?;
+        let engine = Prefetcher::new(client, engine, context.metrics.clone())?;
+        let streams = u32::try_from(config.lanes.get()).unwrap_or(u32::MAX);
+        let download = download::Download::new(engine, self.uri, self.dir, config);
+        let stop = download.stop().clone();
+        interrupt::listen(move || stop.cancel())?;
+        let progress = Progress::start(
+            context.shows_progress(),
+            sampler(
+                download.progress().clone(),
+                context.metrics.clone(),
+                streams,
+            ),
+        );
+        let result = download.run();
+        drop(progress);
+        result?;
+        Ok(report(download.progress(), context, streams))
+    }
+}
+
+/// As many lanes as have some parts of memory each: one that owns a single part waits a round trip for each next.
+fn lanes(engine: &PrefetchConfig, fsync: bool) -> DownloadConfig {
+    let mut config = DownloadConfig::default();
+    let affordable =
+        usize::try_from(engine.memory_bytes / (PARTS_PER_LANE * engine.part_bytes)).ok();
+    let affordable = affordable
+        .and_then(NonZeroUsize::new)
+        .unwrap_or(NonZeroUsize::MIN);
+    config.lanes = config.lanes.min(affordable);
+    config.fsync = fsync;
+    config
+}
+
+fn sampler(
+    progress: Arc<DownloadProgress>,
+    metrics: Arc<Metrics>,
+    streams: u32,
+) -> impl Fn() -> Sample + Send + 'static {
+    move || {
+        let skipped = progress.skipped_bytes.get();
+        Sample {
+            bytes: progress.written_bytes.get(),
+            total_bytes: progress
+                .is_listed()
+                .then(|| progress.found_bytes.get().saturating_sub(skipped)),
+            files: Some((
+                progress.written_files.get() + progress.skipped_files.get(),
+                progress.found_files.get(),
+            )),
+            stall_ns: metrics.consumer_stall_ns.get(),
+            streams,
+        }
+    }
+}
+
+fn report(progress: &DownloadProgress, context: &Context, streams: u32) -> Report {
+    let (written, skipped) = (progress.written_files.get(), progress.skipped_files.get());
+    let bytes = progress.written_bytes.get();
+    let what = match skipped {
+        0 => format!("{written} files, "),
+        _ => format!("{written} files ({skipped} were complete before), "),
+    };
+    let mut report = Report {
+        line: Some(moved(&what, bytes, context.started.elapsed())),
+        traffic: Some(Traffic {
+            bytes,
+            first_byte: None,
+            streams,
+            sink: Sink::Disk,
+        }),
+        ..Report::default()
+    };
+    report.fields.insert("files_written".into(), written.into());
+    report.fields.insert("files_skipped".into(), skipped.into());
+    report
+}

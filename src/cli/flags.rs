@@ -1,0 +1,166 @@
+//! Flags that several subcommands share. Those that the AWS CLI has carry its names.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::Size;
+use crate::checksum::ChecksumPolicy;
+use crate::error::Result;
+use crate::prefetch::{PrefetchConfig, model_concurrency};
+
+/// The link that the defaults are made for, as the engine's are.
+const DEFAULT_GBPS: f64 = 10.0;
+
+/// Parts that the memory should hold when nothing else is said: fewer cannot hide latency.
+const LEAST_PARTS: u64 = 4;
+
+/// Where the data is and how to get there.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Source")]
+pub(super) struct SourceFlags {
+    /// Talk to this endpoint instead of AWS (MinIO, Ceph, R2, a proxy); also AWS_ENDPOINT_URL
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "STANDPIPE_ENDPOINT_URL",
+        hide_env_values = true
+    )]
+    pub(super) endpoint_url: Option<String>,
+    /// The bucket's region; found out if not given
+    #[arg(long, global = true, env = "STANDPIPE_REGION", hide_env_values = true)]
+    pub(super) region: Option<String>,
+    /// The profile of ~/.aws to take credentials and settings from; also AWS_PROFILE
+    #[arg(long, global = true, env = "STANDPIPE_PROFILE", hide_env_values = true)]
+    pub(super) profile: Option<String>,
+    /// Don't sign requests: for public data, without credentials
+    #[arg(
+        long,
+        global = true,
+        env = "STANDPIPE_NO_SIGN_REQUEST",
+        hide_env_values = true
+    )]
+    pub(super) no_sign_request: bool,
+    /// Confirm that you pay for the requests (requester-pays buckets)
+    #[arg(
+        long,
+        global = true,
+        value_name = "requester",
+        value_parser = ["requester"],
+        num_args = 0..=1,
+        default_missing_value = "requester",
+        env = "STANDPIPE_REQUEST_PAYER", hide_env_values = true
+    )]
+    pub(super) request_payer: Option<String>,
+    /// Certificates (PEM) to trust instead of the system's; also AWS_CA_BUNDLE
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "STANDPIPE_CA_BUNDLE",
+        hide_env_values = true
+    )]
+    pub(super) ca_bundle: Option<PathBuf>,
+    /// How bodies are read: straight into our buffers, or by the AWS SDK's HTTP client (proxies need it)
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "STANDPIPE_TRANSPORT",
+        hide_env_values = true
+    )]
+    pub(super) transport: TransportFlag,
+}
+
+/// `--transport`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum TransportFlag {
+    // Without docs: clap would print them as a paragraph each.
+    #[default]
+    Direct,
+    Stock,
+}
+
+/// What is said, and how.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct OutputFlags {
+    /// Print one JSON object at the end (`cat`: to standard error) instead of text
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// No progress bar and no summary; errors only
+    #[arg(long, short, global = true)]
+    pub(super) quiet: bool,
+    /// Log more: -v decisions, -vv requests, -vvv everything; STANDPIPE_LOG takes a filter such as standpipe=debug
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+}
+
+/// How the engine reads ahead.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Engine")]
+pub(super) struct EngineFlags {
+    /// Memory for data in flight and waiting, at most [default: 1.5 times what is in flight, or 1/4 of all]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "STANDPIPE_MEMORY",
+        hide_env_values = true
+    )]
+    memory: Option<Size>,
+    /// Size of a ranged request
+    #[arg(long, value_name = "SIZE", default_value_t = Size(PrefetchConfig::default().part_bytes), env = "STANDPIPE_PART_SIZE", hide_env_values = true)]
+    part_size: Size,
+    /// Requests in flight, at most [default: enough for 10 Gb/s at S3's latency]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "STANDPIPE_CONCURRENCY",
+        hide_env_values = true
+    )]
+    concurrency: Option<usize>,
+    /// Compare checksums: never, where the server offers one, or fail without one
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        env = "STANDPIPE_CHECKSUMS",
+        hide_env_values = true
+    )]
+    checksums: ChecksumFlag,
+}
+
+/// `--checksums`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum ChecksumFlag {
+    Off,
+    #[default]
+    WhenPossible,
+    Require,
+}
+
+impl EngineFlags {
+    /// What was typed, and for the rest what fits to it.
+    pub(super) fn config(&self) -> Result<PrefetchConfig> {
+        let mut config = PrefetchConfig::default();
+        if self.part_size.0 != config.part_bytes {
+            config.part_bytes = self.part_size.0;
+            config.concurrency = model_concurrency(DEFAULT_GBPS, config.part_bytes.max(1));
+            // Parts that the default memory holds few of need more of it.
+            config.memory_bytes = config
+                .memory_bytes
+                .max(config.part_bytes.saturating_mul(LEAST_PARTS));
+        }
+        config.concurrency = self.concurrency.unwrap_or(config.concurrency);
+        config.memory_bytes = self.memory.map_or(config.memory_bytes, |size| size.0);
+        config.checksums = match self.checksums {
+            ChecksumFlag::Off => ChecksumPolicy::Off,
+            ChecksumFlag::WhenPossible => ChecksumPolicy::WhenPossible,
+            ChecksumFlag::Require => ChecksumPolicy::Require,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,191 @@
+//! What a command says at its end: an error with its causes and its fix, one line for people, one object for machines.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::size::human;
+use super::{Context, exit};
+use crate::error::{Error, Result};
+use crate::metrics::{Sink, Verdict};
+
+/// What a command did.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// The line for people, without the verdict; none for commands whose output says it all.
+    pub(super) line: Option<String>,
+    /// Bytes that reached their destination, and how many streams they came in; for the verdict.
+    pub(super) traffic: Option<Traffic>,
+    /// The command's own fields of the JSON object.
+    pub(super) fields: Map<String, Value>,
+}
+
+/// What was moved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Traffic {
+    /// Bytes that reached their destination.
+    pub(super) bytes: u64,
+    /// Until the first of them came.
+    pub(super) first_byte: Option<Duration>,
+    /// Streams at work.
+    pub(super) streams: u32,
+    /// What they went into.
+    pub(super) sink: Sink,
+}
+
+/// Where the JSON object goes: beside the data, never into it.
+fn json_goes_to_stderr(command: &str) -> bool {
+    command == "cat"
+}
+
+/// Prints the end of `command`.
+pub(super) fn print(command: &str, context: &Context, result: &Result<Report>) {
+    let elapsed = context.started.elapsed();
+    if context.output.json {
+        // `ls` and `completions` print theirs themselves.
+        if !matches!(result, Ok(report) if report.traffic.is_none() && report.fields.is_empty()) {
+            write_line(
+                json_goes_to_stderr(command),
+                &object(command, context, result, elapsed).to_string(),
+            );
+        }
+        return;
+    }
+    match result {
+        Ok(report) if !context.output.quiet && std::io::stderr().is_terminal() => {
+            if let Some(line) = &report.line {
+                eprintln!("{line}");
+            }
+            if let Some(verdict) = report
+                .traffic
+                .and_then(|traffic| verdict(context, traffic, elapsed))
+            {
+                eprintln!("{verdict}");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => eprint!("{}", explain(error)),
+    }
+}
+
+/// One line and a line break; a reader that is gone is not told.
+fn write_line(to_stderr: bool, text: &str) {
+    let _ = match to_stderr {
+        true => writeln!(std::io::stderr(), "{text}"),
+        false => writeln!(std::io::stdout(), "{text}"),
+    };
+}
+
+/// A run of less than a tenth of a second has no bottleneck worth a sentence.
+fn verdict(context: &Context, traffic: Traffic, elapsed: Duration) -> Option<Verdict> {
+    (traffic.bytes > 0 && elapsed >= Duration::from_millis(100)).then(|| {
+        context
+            .metrics
+            .snapshot()
+            .verdict(elapsed, traffic.streams, traffic.sink)
+    })
+}
+
+/// `standpipe: <error>: <cause>...` and `  fix: <what to do>`.
+fn explain(error: &Error) -> String {
+    let mut text = format!("standpipe: {}\n", chain(error));
+    if let Some(fix) = error.fix() {
+        text.push_str(&format!("  fix: {fix}\n"));
+    }
+    text
+}
+
+/// The error and its causes, each once: some libraries repeat their cause in their own text.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        let said = next.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// The summary line's common form.
+pub(super) fn moved(what: &str, bytes: u64, elapsed: Duration) -> String {
+    let rate = bytes as f64 / elapsed.as_secs_f64().max(1e-9);
+    format!(
+        "{what}{} in {:.2}s, {}/s",
+        human(bytes as f64),
+        elapsed.as_secs_f64(),
+        human(rate)
+    )
+}
+
+fn object(command: &str, context: &Context, result: &Result<Report>, elapsed: Duration) -> Value {
+    let mut object = Map::new();
+    object.insert("command".into(), json!(command));
+    object.insert("ok".into(), json!(result.is_ok()));
+    object.insert("exit_code".into(), json!(exit::number(result)));
+    object.insert("elapsed_seconds".into(), json!(elapsed.as_secs_f64()));
+    match result {
+        Ok(report) => {
+            if let Some(traffic) = report.traffic {
+                add_traffic(&mut object, context, traffic, elapsed);
+            }
+            object.extend(report.fields.clone());
+        }
+        Err(error) => {
+            object.insert(
+                "error".into(),
+                json!({"message": chain(error), "fix": error.fix()}),
+            );
+        }
+    }
+    object.insert("metrics".into(), json!(context.metrics.snapshot()));
+    Value::Object(object)
+}
+
+fn add_traffic(
+    object: &mut Map<String, Value>,
+    context: &Context,
+    traffic: Traffic,
+    elapsed: Duration,
+) {
+    let rate = traffic.bytes as f64 / elapsed.as_secs_f64().max(1e-9);
+    object.insert("bytes".into(), json!(traffic.bytes));
+    object.insert("bytes_per_second".into(), json!(rate));
+    object.insert(
+        "first_byte_seconds".into(),
+        json!(traffic.first_byte.map(|time| time.as_secs_f64())),
+    );
+    object.insert("verdict".into(), json!(verdict(context, traffic, elapsed)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn an_error_shows_its_causes_once_and_its_fix() {
+        let refused = std::io::Error::other("connection refused");
+        let error = Error::RetriesExhausted {
+            attempts: 4,
+            elapsed: Duration::from_secs(3),
+            source: Box::new(Error::Network {
+                uri: "s3://b/k".into(),
+                offset: 8,
+                source: Arc::new(refused),
+            }),
+        };
+        let text = explain(&error);
+        assert_eq!(
+            text,
+            "standpipe: gave up after 4 attempts in 3.0s: s3://b/k: connection failed at offset 8: connection refused\n  \
+             fix: check the network, the endpoint (--endpoint-url) and the proxy settings\n"
+        );
+        let full = Error::io("/d/f", std::io::Error::from_raw_os_error(28));
+        assert_eq!(explain(&full).matches("No space left").count(), 1);
+    }
+}

@@ -1,0 +1,194 @@
+//! File mode: the whole input on disk, in parallel, each file there completely or not at all.
+//!
+//! One thread lists; it skips what is on disk already and hands each other object to one of a few lanes, the one with
+//! the fewest bytes before it. A lane is a thread with a stream of its own from the shared engine (which fetches the
+//! parts of all lanes in parallel, within one budget) and writes its files one after another:
+//!
+//! ```text
+//! listing ──> skip what is complete ──┬─> lane 0: engine stream ──> temp file ──> rename
+//!                                     └─> lane 1: ...
+//! ```
+//!
+//! **Atomic.** A file is written under a temporary name beside its place and renamed when its last byte is there, so
+//! that no name ever shows half a file. The temporary name is a function of the final one and is locked: what a killed
+//! process left behind is used up by the next run, and two processes never write the same file.
+//!
+//! **Resuming.** A file whose size and modification time are the object's is complete: a finished file gets the
+//! object's `LastModified` as its time, as `aws s3 sync` does it, and there is nothing else to keep. A file that was
+//! interrupted begins anew.
+//!
+//! **Verified.** The engine compares checksums and pins each object to one version; here the pieces must join up to
+//! exactly the object's size before the rename.
+
+mod file;
+mod lane;
+mod listing;
+mod names;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::input::Source;
+use crate::metrics::Counter;
+use crate::prefetch::Prefetcher;
+
+use lane::Lane;
+
+pub use names::local_name;
+
+/// How long a thread waits for bytes or for a listing before it looks whether it should stop: a person who presses
+/// Ctrl-C does not notice it.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// How files are written.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DownloadConfig {
+    /// Threads that write files, at most. Eight saturate a local NVMe disk with small files; each also holds at least
+    /// one part of the engine's memory.
+    pub lanes: NonZeroUsize,
+    /// Whether each file is flushed to the disk before it gets its name, and its directory after. Without it a killed
+    /// process never leaves half a file, but a machine that loses power may; it then costs a second download, which
+    /// is why it is off.
+    pub fsync: bool,
+}
+
+impl Default for DownloadConfig {
+    fn default() -> Self {
+        Self {
+            lanes: NonZeroUsize::new(8).unwrap_or(NonZeroUsize::MIN),
+            fsync: false,
+        }
+    }
+}
+
+/// How far a download is; shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct DownloadProgress {
+    /// Objects listed so far.
+    pub found_files: Counter,
+    /// Their bytes.
+    pub found_bytes: Counter,
+    /// Files that were complete before.
+    pub skipped_files: Counter,
+    /// Their bytes.
+    pub skipped_bytes: Counter,
+    /// Files finished by this run.
+    pub written_files: Counter,
+    /// Bytes written by this run, also to files that are not finished.
+    pub written_bytes: Counter,
+    listed: AtomicBool,
+}
+
+impl DownloadProgress {
+    /// Whether the listing is complete, so that the totals are final.
+    pub fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+}
+
+/// One download, to be run by [`run`](Self::run).
+#[derive(Debug)]
+pub struct Download {
+    engine: Prefetcher,
+    source: Source,
+    directory: PathBuf,
+    config: DownloadConfig,
+    progress: Arc<DownloadProgress>,
+    stop: Arc<Stop>,
+}
+
+/// Ends a download early: set by whoever asks, or by the first failure.
+#[derive(Debug, Default)]
+pub struct Stop {
+    flag: AtomicBool,
+    reason: Mutex<Option<Error>>,
+}
+
+impl Stop {
+    /// Asks for the end; files that are not finished are removed.
+    pub fn cancel(&self) {
+        self.fail(Error::Cancelled);
+    }
+
+    fn fail(&self, error: Error) {
+        let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        reason.get_or_insert(error);
+        self.flag.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+
+    fn result(&self) -> Result<()> {
+        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        reason.clone().map_or(Ok(()), Err)
+    }
+}
+
+impl Download {
+    /// A download of `source` into `directory`, which is made if it is missing.
+    pub fn new(
+        engine: Prefetcher,
+        source: Source,
+        directory: impl Into<PathBuf>,
+        config: DownloadConfig,
+    ) -> Self {
+        Self {
+            engine,
+            source,
+            directory: directory.into(),
+            config,
+            progress: Arc::default(),
+            stop: Arc::default(),
+        }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &Arc<DownloadProgress> {
+        &self.progress
+    }
+
+    /// What ends it early.
+    pub fn stop(&self) -> &Arc<Stop> {
+        &self.stop
+    }
+
+    /// Downloads everything; blocks, so it must not be called inside async code.
+    ///
+    /// The first failure ends it. What is finished stays, and another run goes on from there.
+    pub fn run(&self) -> Result<()> {
+        let root = self.source.root()?;
+        std::fs::create_dir_all(&self.directory)
+            .map_err(|source| Error::io(&self.directory, source))?;
+        std::thread::scope(|scope| -> Result<()> {
+            let mut lanes = Vec::new();
+            for _ in 0..self.config.lanes.get() {
+                let (lane, mut writer) = Lane::start(&self.engine)?;
+                lanes.push(lane);
+                scope.spawn(move || {
+                    // The error is noted before the writer goes away: a lister that finds it gone must not be first.
+                    self.unless_stopped(writer.run(self));
+                    drop(writer);
+                });
+            }
+            self.unless_stopped(listing::distribute(self, &root, lanes));
+            Ok(())
+        })?;
+        self.stop.result()
+    }
+
+    fn unless_stopped(&self, result: Result<()>) {
+        if let Err(error) = result {
+            self.stop.fail(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,892 @@
+//! The built command against a scripted S3: what it prints, where, and with which exit code.
+
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use fake_s3::{Credentials, Effect, FakeS3, Operation, Rule};
+
+const KEY: &str = "AKIDTEST";
+const SECRET: &str = "secret-of-the-tests";
+const SUBCOMMANDS: [&str; 7] = [
+    "pipe",
+    "cat",
+    "ls",
+    "download",
+    "bench",
+    "demo",
+    "completions",
+];
+
+/// Longer than any of these commands takes on a busy machine; a hang fails the test instead of the build.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server that checks signatures, with a few objects in `bkt`.
+fn server() -> FakeS3 {
+    let server = FakeS3::builder()
+        .auth(Credentials::new(KEY, SECRET))
+        .start()
+        .unwrap();
+    for (key, bytes) in [
+        ("dir/", ""),
+        ("dir/a", "alpha\n"),
+        ("dir/b", "beta\n"),
+        ("dir/sub/c", "gamma\n"),
+        ("empty", ""),
+        ("s-000.tar", "zero\n"),
+        ("s-001.tar", "one\n"),
+        ("s-002.tar", "two\n"),
+    ] {
+        server.put("bkt", key, bytes.as_bytes());
+    }
+    server
+}
+
+/// A command whose environment holds nothing of the machine's but the path.
+fn bare(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_standpipe"));
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", "/nonexistent")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_REGION", "us-east-1")
+        .args(args)
+        .stdin(Stdio::null());
+    command
+}
+
+fn command(server: &FakeS3, args: &[&str]) -> Command {
+    let mut command = bare(args);
+    command
+        .env("AWS_ENDPOINT_URL", server.endpoint())
+        .env("AWS_ACCESS_KEY_ID", KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET);
+    command
+}
+
+fn run(server: &FakeS3, args: &[&str]) -> Output {
+    command(server, args).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a command that succeeds and says nothing else.
+fn quietly(server: &FakeS3, args: &[&str]) -> String {
+    let output = run(server, args);
+    assert_eq!(
+        (code(&output), text(&output.stderr).as_str()),
+        (0, ""),
+        "{args:?}"
+    );
+    text(&output.stdout)
+}
+
+/// Exit code and standard error of a command that fails without any output.
+fn failing(server: &FakeS3, args: &[&str]) -> (i32, String) {
+    let output = run(server, args);
+    assert_eq!(text(&output.stdout), "", "{args:?}");
+    (code(&output), text(&output.stderr))
+}
+
+/// The operations that reached the server, in order.
+fn requests(server: &FakeS3) -> Vec<(Operation, String)> {
+    let log = server.log().into_iter();
+    log.filter(|entry| entry.operation != Operation::Bucket)
+        .map(|entry| (entry.operation, entry.key))
+        .collect()
+}
+
+fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !happened() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn ended(mut child: Child) -> Output {
+    wait_for("the command ended", || child.try_wait().unwrap().is_some());
+    child.wait_with_output().unwrap()
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+fn files(directory: &Path) -> Vec<String> {
+    let output = Command::new("find")
+        .args([".", "-not", "-type", "d"])
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    let mut names: Vec<_> = text(&output.stdout)
+        .lines()
+        .map(|line| line.trim_start_matches("./").to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn cat_concatenates_objects_prefixes_and_patterns_in_the_order_given() {
+    let server = server();
+    for (uris, expected) in [
+        (&["s3://bkt/dir/a"][..], "alpha\n"),
+        (&["s3://bkt/dir/"], "alpha\nbeta\ngamma\n"),
+        (&["s3://bkt/s-{002..000}.tar"], "two\none\nzero\n"),
+        (
+            &["s3://bkt/dir/b", "s3://bkt/empty", "s3://bkt/dir/a"],
+            "beta\nalpha\n",
+        ),
+        (
+            &["s3://bkt/s-{000,002}.tar", "s3://bkt/dir/sub/"],
+            "zero\ntwo\ngamma\n",
+        ),
+        (&["s3://bkt/empty"], ""),
+    ] {
+        let args = [&["cat"], uris].concat();
+        assert_eq!(quietly(&server, &args), expected, "{uris:?}");
+    }
+}
+
+#[test]
+fn cat_reads_a_large_object_over_both_transports() {
+    let server = server();
+    let size = 20_000_003;
+    server.put_synthetic("bkt", "large", size, 7);
+    let mut expected = vec![0; size as usize];
+    fake_s3::content(7, 0, &mut expected);
+    for transport in ["direct", "stock"] {
+        let args = [
+            "cat",
+            "s3://bkt/large",
+            "--part-size",
+            "1MiB",
+            "--transport",
+            transport,
+        ];
+        let output = run(&server, &args);
+        assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+        assert!(
+            output.stdout == expected,
+            "{transport}: {} bytes",
+            output.stdout.len()
+        );
+    }
+}
+
+#[test]
+fn cat_asks_for_the_object_and_for_nothing_else() {
+    let server = server();
+    server.script(
+        "bkt/",
+        vec![
+            Rule::new(Effect::Status {
+                status: 403,
+                code: String::new(),
+            })
+            .operations(&[Operation::List, Operation::Head]),
+        ],
+    );
+    assert_eq!(quietly(&server, &["cat", "s3://bkt/dir/a"]), "alpha\n");
+    assert_eq!(requests(&server), [(Operation::Get, "dir/a".into())]);
+}
+
+#[test]
+fn cat_takes_what_is_no_object_as_a_prefix() {
+    let server = server();
+    let args = ["cat", "s3://bkt/dir/a", "s3://bkt/s-00", "s3://bkt/dir/b"];
+    assert_eq!(quietly(&server, &args), "alpha\nzero\none\ntwo\nbeta\n");
+}
+
+#[test]
+fn files_are_read_like_objects() {
+    let server = server();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("x"), "ex").unwrap();
+    std::fs::write(directory.path().join("y"), "why").unwrap();
+    let path = directory.path().display().to_string();
+    assert_eq!(quietly(&server, &["cat", &path]), "exwhy");
+    let both = format!("file://{path}/{{y,x}}");
+    assert_eq!(
+        quietly(&server, &["cat", &both, "s3://bkt/dir/a"]),
+        "whyexalpha\n"
+    );
+}
+
+#[test]
+fn every_failure_has_its_exit_code_and_says_what_to_do() {
+    let server = server();
+    server.put("bkt", "forbidden", b"x");
+    server.script(
+        "bkt/forbidden",
+        vec![Rule::new(Effect::Status {
+            status: 403,
+            code: "AccessDenied".into(),
+        })],
+    );
+    server.put_synthetic("bkt", "changing", 3 << 20, 1);
+    server.script(
+        "bkt/changing",
+        vec![Rule::new(Effect::Replace { seed: 2 }).skip(1)],
+    );
+    server.put("bkt", "flipped", &[7; 1000]);
+    server.script(
+        "bkt/flipped",
+        vec![Rule::new(Effect::FlipBit { at_byte: 99 })],
+    );
+    let changing = ["cat", "s3://bkt/changing", "--part-size", "1MiB", "--json"];
+    assert_eq!(code(&run(&server, &changing)), 5);
+    for (args, expected, parts) in [
+        (
+            &["cat", "s3://bkt/nothing"][..],
+            3,
+            &[
+                "standpipe: s3://bkt/nothing: not found (HTTP 404 NoSuchKey",
+                "request id",
+                "\n  fix: check the bucket",
+            ][..],
+        ),
+        (&["cat", "s3://no-such-bucket/x"], 3, &["NoSuchBucket"]),
+        (
+            &["cat", "s3://bkt/nothing/"],
+            3,
+            &["no object's key starts with this"],
+        ),
+        (&["ls", "s3://bkt/nothing/"], 3, &["not found"]),
+        (
+            &["download", "s3://bkt/nothing", "/nonexistent-target"],
+            1,
+            &["standpipe: /nonexistent-target"],
+        ),
+        (
+            &["cat", "s3://bkt/forbidden"],
+            4,
+            &[
+                "permission denied (HTTP 403 AccessDenied",
+                "fix: the caller needs s3:GetObject",
+            ],
+        ),
+        (
+            &["cat", "s3://bkt/dir/a", "--no-sign-request"],
+            4,
+            &["permission denied"],
+        ),
+        (
+            &["cat", "s3://bkt/dir/a", "--memory", "1KiB"],
+            2,
+            &["standpipe: memory: 1024 bytes do not hold one part"],
+        ),
+        (&["cat", "memory://m/x"], 2, &["one process only"]),
+        (
+            &["cat", "http://bkt/x"],
+            2,
+            &["unknown scheme", "use s3://bucket/key"],
+        ),
+        (
+            &["cat", "s3://bkt/{0..9999999}"],
+            2,
+            &["stand for 10000000 names"],
+        ),
+        (
+            &["cat", "s3://bkt/x", "--part-size", "8M"],
+            2,
+            &["powers of 1000 or of 1024?"],
+        ),
+        (&["cat"], 2, &["Usage: standpipe cat"]),
+        (&["frobnicate"], 2, &["unrecognized subcommand"]),
+    ] {
+        // The target directory of root's tests could be made; nobody can make one below a file.
+        let args: Vec<_> = args
+            .iter()
+            .map(|arg| match *arg {
+                "/nonexistent-target" => "/dev/null/target",
+                other => other,
+            })
+            .collect();
+        let (code, stderr) = failing(&server, &args);
+        assert_eq!(code, expected, "{args:?}: {stderr}");
+        for part in parts {
+            let part = part.replace("/nonexistent-target", "/dev/null/target");
+            assert!(
+                stderr.contains(&part),
+                "{args:?}: {part:?} is missing in {stderr}"
+            );
+        }
+        assert!(!stderr.contains('\x1b'), "{stderr:?}");
+    }
+}
+
+#[test]
+fn corrupt_bytes_are_an_error_with_their_object() {
+    let server = server();
+    server.put("bkt", "flipped", &[7; 1000]);
+    server.script(
+        "bkt/flipped",
+        vec![Rule::new(Effect::FlipBit { at_byte: 99 })],
+    );
+    let output = run(&server, &["cat", "s3://bkt/flipped"]);
+    let stderr = text(&output.stderr);
+    assert_eq!(code(&output), 5, "{stderr}");
+    assert!(stderr.contains("s3://bkt/flipped: corrupt"), "{stderr}");
+}
+
+#[test]
+fn wrong_keys_and_missing_credentials_say_which() {
+    let server = server();
+    let output = command(&server, &["cat", "s3://bkt/dir/a"])
+        .env("AWS_SECRET_ACCESS_KEY", "wrong")
+        .output()
+        .unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(code(&output), 4, "{stderr}");
+    assert!(
+        stderr.contains("SignatureDoesNotMatch") && stderr.contains("--profile"),
+        "{stderr}"
+    );
+    let output = bare(&[
+        "cat",
+        "s3://bkt/dir/a",
+        "--endpoint-url",
+        &server.endpoint(),
+    ])
+    .output()
+    .unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(code(&output), 4, "{stderr}");
+    assert!(
+        stderr.contains("no usable AWS credentials") && stderr.contains("--no-sign-request"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn an_unknown_certificate_is_told_with_the_flag_that_names_its_issuer() {
+    let server = FakeS3::builder().tls(true).start().unwrap();
+    server.put("bkt", "a", b"alpha");
+    let args = ["cat", "s3://bkt/a", "--no-sign-request", "--endpoint-url"];
+    let output = bare(&args).arg(server.endpoint()).output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(code(&output), 6, "{stderr}");
+    assert!(stderr.contains("--ca-bundle"), "{stderr}");
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), server.ca_pem().unwrap()).unwrap();
+    let output = bare(&args)
+        .arg(server.endpoint())
+        .arg("--ca-bundle")
+        .arg(ca.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "alpha", "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let server = server();
+    server.put_synthetic("bkt", "large", 64 << 20, 3);
+    for args in [
+        &["cat", "s3://bkt/large"][..],
+        &["completions", "bash"],
+        &["ls", "s3://bkt/", "--recursive"],
+    ] {
+        let mut child = command(&server, args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        if args[0] == "cat" {
+            stdout.read_exact(&mut [0; 10]).unwrap();
+        }
+        drop(stdout);
+        let output = ended(child);
+        assert_eq!(
+            (code(&output), text(&output.stderr).as_str()),
+            (0, ""),
+            "{args:?}"
+        );
+    }
+}
+
+/// A line of a listing without its date.
+fn undated(line: &str) -> &str {
+    line.get(20..).unwrap_or(line)
+}
+
+#[test]
+fn ls_looks_like_the_aws_cli() {
+    let server = server();
+    let listing = quietly(&server, &["ls", "s3://bkt/dir/", "--summarize"]);
+    let lines: Vec<_> = listing.lines().collect();
+    assert_eq!(lines[0], "                           PRE sub/");
+    assert_eq!(undated(lines[2]), "         6 a");
+    assert_eq!(&lines[4..], ["", "Total Objects: 3", "   Total Size: 11"]);
+    let listing = quietly(&server, &["ls", "s3://bkt/s-", "--recursive", "--human"]);
+    let lines: Vec<_> = listing.lines().map(undated).collect();
+    assert_eq!(
+        lines,
+        [
+            "   5 Bytes s-000.tar",
+            "   4 Bytes s-001.tar",
+            "   4 Bytes s-002.tar"
+        ]
+    );
+    assert_eq!(
+        quietly(&server, &["ls", "s3://bkt/dir"]),
+        "                           PRE dir/\n"
+    );
+}
+
+#[test]
+fn ls_json_is_one_object() {
+    let server = server();
+    let listing = quietly(&server, &["ls", "s3://bkt/dir/", "--json"]);
+    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
+    assert_eq!(listing["objects"], 3);
+    assert_eq!(listing["entries"][0]["prefix"], "s3://bkt/dir/sub/");
+    assert_eq!(listing["entries"][2]["size_bytes"], 6);
+    server.create_bucket("bare", fake_s3::BucketOptions::default());
+    let listing = quietly(&server, &["ls", "s3://bare/", "--json"]);
+    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
+    assert_eq!(listing["objects"], 0);
+}
+
+#[test]
+fn json_summaries_stand_beside_the_data() {
+    let server = server();
+    let output = run(&server, &["cat", "s3://bkt/dir/", "--json"]);
+    assert_eq!(text(&output.stdout), "alpha\nbeta\ngamma\n");
+    let summary: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(
+        (&summary["ok"], &summary["bytes"], &summary["objects"]),
+        (&true.into(), &17.into(), &3.into())
+    );
+    assert!(summary["first_byte_seconds"].is_f64() && summary["metrics"]["requests"].is_u64());
+
+    let output = run(&server, &["cat", "s3://bkt/nothing", "--json"]);
+    let summary: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(
+        (&summary["ok"], &summary["exit_code"]),
+        (&false.into(), &3.into())
+    );
+    assert!(
+        summary["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("NoSuchKey")
+    );
+
+    let target = tempfile::tempdir().unwrap();
+    let target = target.path().display().to_string();
+    let output = run(&server, &["download", "s3://bkt/dir/", &target, "--json"]);
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&summary["command"], &summary["files_written"]),
+        (&"download".into(), &3.into())
+    );
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn download_writes_the_tree_and_a_second_run_only_what_is_missing() {
+    let server = server();
+    let size = 9 << 20;
+    server.put_synthetic("bkt", "dir/large", size, 5);
+    let target = tempfile::tempdir().unwrap();
+    let path = target.path().display().to_string();
+    let args = ["download", "s3://bkt/dir/", &path, "--part-size", "1MiB"];
+    assert_eq!(quietly(&server, &args), "");
+    assert_eq!(files(target.path()), ["a", "b", "large", "sub/c"]);
+    let mut expected = vec![0; size as usize];
+    fake_s3::content(5, 0, &mut expected);
+    assert!(std::fs::read(target.path().join("large")).unwrap() == expected);
+
+    std::fs::remove_file(target.path().join("sub/c")).unwrap();
+    server.clear_log();
+    assert_eq!(quietly(&server, &args), "");
+    assert_eq!(
+        requests(&server),
+        [
+            (Operation::List, "dir/".into()),
+            (Operation::Get, "dir/sub/c".into())
+        ]
+    );
+    assert_eq!(
+        std::fs::read_to_string(target.path().join("sub/c")).unwrap(),
+        "gamma\n"
+    );
+}
+
+#[test]
+fn download_of_one_object_needs_no_permission_to_list() {
+    let server = server();
+    server.script(
+        "bkt/",
+        vec![
+            Rule::new(Effect::Status {
+                status: 403,
+                code: String::new(),
+            })
+            .operations(&[Operation::List]),
+        ],
+    );
+    let target = tempfile::tempdir().unwrap();
+    let path = target.path().display().to_string();
+    assert_eq!(quietly(&server, &["download", "s3://bkt/dir/a", &path]), "");
+    assert_eq!(files(target.path()), ["a"]);
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_half_written() {
+    let server = server();
+    server.put_synthetic("bkt", "dir/large", 64 << 20, 5);
+    server.script(
+        "bkt/dir/large",
+        vec![Rule::new(Effect::Stall {
+            at_byte: 100_000,
+            ms: 60_000,
+        })],
+    );
+    for (interrupt, expected) in [
+        (rustix::process::Signal::INT, 130),
+        (rustix::process::Signal::TERM, 143),
+    ] {
+        let target = tempfile::tempdir().unwrap();
+        let path = target.path().display().to_string();
+        let child = command(&server, &["download", "s3://bkt/dir/", &path])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The temporary file is there, so the download is in the middle of it.
+        wait_for("a file was begun", || {
+            let names = files(target.path());
+            names.iter().any(|name| name.contains(".standpipe-")) && names.contains(&"sub/c".into())
+        });
+        signal(&child, interrupt);
+        let output = ended(child);
+        assert_eq!(code(&output), expected, "{}", text(&output.stderr));
+        assert_eq!(files(target.path()), ["a", "b", "sub/c"]);
+        assert_eq!(text(&output.stderr), "standpipe: cancelled\n");
+    }
+}
+
+#[test]
+fn cat_dies_of_ctrl_c_at_once() {
+    let server = server();
+    server.put_synthetic("bkt", "large", 64 << 20, 5);
+    server.script(
+        "bkt/large",
+        vec![Rule::new(Effect::Stall {
+            at_byte: 10,
+            ms: 60_000,
+        })],
+    );
+    let child = command(&server, &["cat", "s3://bkt/large"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("it reads", || !requests(&server).is_empty());
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(ended(child).status.signal(), Some(2));
+}
+
+#[test]
+fn pipe_serves_an_unmodified_reader() {
+    let server = server();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let args = [
+        "pipe",
+        "--channel",
+        "train=s3://bkt/dir/",
+        "--channel",
+        "val=s3://bkt/s-",
+        "--dir",
+        &path,
+        "--epochs",
+        "2",
+        "--json",
+    ];
+    let child = command(&server, &args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for epoch in 0..2 {
+        for (name, expected) in [
+            ("train", "alpha\nbeta\ngamma\n"),
+            ("val", "zero\none\ntwo\n"),
+        ] {
+            let fifo = directory.path().join(format!("{name}_{epoch}"));
+            wait_for("the FIFO is there", || fifo.exists());
+            assert_eq!(std::fs::read_to_string(fifo).unwrap(), expected);
+        }
+    }
+    let output = ended(child);
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["channels"][0]["epochs"], 2);
+    assert_eq!(summary["bytes"], 2 * (17 + 13));
+    assert!(
+        files(directory.path())
+            .iter()
+            .all(|name| !name.starts_with("train_"))
+    );
+}
+
+#[test]
+fn pipe_fails_before_the_first_reader_when_there_is_nothing() {
+    let server = server();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let (code, stderr) = failing(
+        &server,
+        &[
+            "pipe",
+            "--channel",
+            "train=s3://bkt/nothing/",
+            "--dir",
+            &path,
+        ],
+    );
+    assert_eq!(code, 3, "{stderr}");
+    assert!(files(directory.path()).is_empty());
+}
+
+#[test]
+fn pipe_tells_a_failure_at_once_and_exits_with_its_code() {
+    let server = server();
+    server.script(
+        "bkt/dir/b",
+        vec![Rule::new(Effect::Status {
+            status: 403,
+            code: "AccessDenied".into(),
+        })],
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let args = [
+        "pipe",
+        "--channel",
+        "train=s3://bkt/dir/",
+        "--dir",
+        &path,
+        "--failure-grace",
+        "1",
+    ];
+    let child = command(&server, &args)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let fifo = directory.path().join("train_0");
+    wait_for("the FIFO is there", || fifo.exists());
+    let mut file = std::fs::File::open(fifo).unwrap();
+    let mut read = [0; 6];
+    file.read_exact(&mut read).unwrap();
+    assert_eq!(&read, b"alpha\n");
+    let output = ended(child);
+    let stderr = text(&output.stderr);
+    assert_eq!(code(&output), 4, "{stderr}");
+    assert!(
+        stderr.contains("will not end") && stderr.contains("s3://bkt/dir/b"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn ctrl_c_ends_pipe_mode() {
+    let server = server();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let args = ["pipe", "--channel", "train=s3://bkt/dir/", "--dir", &path];
+    let child = command(&server, &args)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let fifo = directory.path().join("train_0");
+    wait_for("the FIFO is there", || fifo.exists());
+    // It listens for signals shortly after: what is there must work whenever the signal comes.
+    std::thread::sleep(Duration::from_millis(50));
+    signal(&child, rustix::process::Signal::INT);
+    let output = ended(child);
+    assert_eq!(code(&output), 130, "{}", text(&output.stderr));
+    assert!(!fifo.exists());
+}
+
+#[test]
+fn help_names_every_flag_and_the_exit_codes() {
+    let help = |args: &[&str]| text(&bare(args).output().unwrap().stdout);
+    let top = help(&["--help"]);
+    for word in SUBCOMMANDS
+        .iter()
+        .chain(&["Exit codes:", "143 ended by SIGTERM"])
+    {
+        assert!(top.contains(word), "{word}");
+    }
+    let everywhere = [
+        "--endpoint-url",
+        "--region",
+        "--profile",
+        "--no-sign-request",
+        "--request-payer",
+        "--ca-bundle",
+        "--transport",
+        "--json",
+        "--quiet",
+        "--verbose",
+        "STANDPIPE_LOG",
+    ];
+    let engine = [
+        "--memory",
+        "--part-size",
+        "--concurrency",
+        "--checksums",
+        "STANDPIPE_MEMORY",
+    ];
+    for (command, own) in [
+        ("cat", &engine[..]),
+        ("download", &[&engine[..], &["--fsync"]].concat()),
+        (
+            "pipe",
+            &[
+                &engine[..],
+                &["--channel", "--dir", "--epochs", "--failure-grace"],
+            ]
+            .concat(),
+        ),
+        ("ls", &["--recursive", "--human", "--summarize"]),
+        ("bench", &["--synthetic", "--seconds", "--max-bytes"]),
+        ("demo", &["--out"]),
+    ] {
+        let help = help(&[command, "--help"]);
+        for flag in everywhere.iter().chain(own) {
+            assert!(help.contains(flag), "{command}: {flag} is not in {help}");
+        }
+        let longest = help
+            .lines()
+            .map(|line| line.chars().count())
+            .max()
+            .unwrap_or(0);
+        assert!(longest <= 120, "{command}: a line of {longest} characters");
+        assert!(!help.contains('\x1b'));
+    }
+}
+
+#[test]
+fn completions_name_the_subcommands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = bare(&["completions", shell]).output().unwrap();
+        let script = text(&output.stdout);
+        for name in SUBCOMMANDS {
+            assert!(script.contains(name), "{shell}: {name}");
+        }
+    }
+}
+
+/// Runs a command line under a pseudo-terminal and gives what the screen was sent.
+fn on_a_terminal(server: &FakeS3, line: &str) -> String {
+    let program = env!("CARGO_BIN_EXE_standpipe");
+    let mut script = Command::new("script");
+    script
+        .args(["-qec", &line.replace("standpipe", program), "/dev/null"])
+        .env("AWS_ENDPOINT_URL", server.endpoint())
+        .env("AWS_ACCESS_KEY_ID", KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET)
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_REGION", "us-east-1")
+        .env("TERM", "xterm")
+        .stdin(Stdio::null());
+    let output = script.output().expect("util-linux's `script`");
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    text(&output.stdout)
+}
+
+#[test]
+fn a_terminal_gets_a_progress_bar_and_a_verdict() {
+    let server = server();
+    server.put_synthetic("bkt", "slow/large", 24 << 20, 5);
+    server.script(
+        "bkt/slow/",
+        vec![Rule::new(Effect::TotalBandwidth {
+            bytes_per_second: 32 << 20,
+        })],
+    );
+    let target = tempfile::tempdir().unwrap();
+    let screen = on_a_terminal(
+        &server,
+        &format!(
+            "standpipe download s3://bkt/slow/ {} --part-size 1MiB",
+            target.path().display()
+        ),
+    );
+    for part in [
+        "of 24.0 MiB",
+        "MiB/s",
+        " left",
+        "waited ",
+        "1 files, 24.0 MiB in ",
+        "the network was the limit",
+    ] {
+        assert!(screen.contains(part), "{part:?} is not in {screen:?}");
+    }
+    let screen = on_a_terminal(&server, "standpipe cat s3://bkt/slow/ --quiet > /dev/null");
+    assert_eq!(screen, "");
+}
+
+#[test]
+fn logs_go_to_standard_error_and_follow_the_flag() {
+    let server = server();
+    let output = run(&server, &["cat", "s3://bkt/dir/a", "-vvv"]);
+    assert_eq!(text(&output.stdout), "alpha\n");
+    let stderr = text(&output.stderr);
+    assert!(
+        !stderr.is_empty() && !stderr.contains('\x1b') && !stderr.contains(SECRET),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn settings_come_from_the_environment_too() {
+    let server = server();
+    let output = command(&server, &["cat", "s3://bkt/dir/a"])
+        .env("STANDPIPE_PART_SIZE", "nonsense")
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 2);
+    assert!(text(&output.stderr).contains("--part-size"));
+}
+
+#[test]
+fn a_full_disk_is_told_and_leaves_no_temporary_file() {
+    // A quota of the shell stands in for a full disk: writes beyond it fail in the same place.
+    let server = server();
+    server.put_synthetic("bkt", "large", 4 << 20, 5);
+    let target = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    let line = format!(
+        "trap '' XFSZ; ulimit -f 1024; exec '{}' download s3://bkt/large '{}'",
+        env!("CARGO_BIN_EXE_standpipe"),
+        target.path().display()
+    );
+    let inherited = command(&server, &[]);
+    shell.args(["-c", &line]).env_clear().stdin(Stdio::null());
+    for (key, value) in inherited.get_envs() {
+        if let Some(value) = value {
+            shell.env(key, value);
+        }
+    }
+    let output = shell.output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(code(&output), 1, "{stderr}");
+    assert!(stderr.contains("large: File too large"), "{stderr}");
+    assert!(files(target.path()).is_empty());
+    std::io::stdout().flush().unwrap();
+}
