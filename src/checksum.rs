@@ -9,6 +9,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::{CrcAlgorithm, Digest as FastDigest};
 
+/// How much the checksums that the server offers count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChecksumPolicy {
+    /// They are neither asked for nor computed.
+    Off,
+    /// They are compared where the server's answer allows it; objects without one are counted.
+    #[default]
+    WhenPossible,
+    /// An object that can't be verified is an error.
+    Require,
+}
+
 /// The CRCs that S3 knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChecksumAlgorithm {

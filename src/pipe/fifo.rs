@@ -24,6 +24,9 @@ use crate::error::{Error, Result};
 pub(super) struct Fifo {
     path: PathBuf,
     inode: Inode,
+    /// Keeps the inode alive without being a reader or a writer. Otherwise a file that replaces a removed FIFO may get
+    /// the same inode number, and pass for it.
+    _pin: OwnedFd,
 }
 
 impl Fifo {
@@ -31,16 +34,30 @@ impl Fifo {
     /// is left alone.
     pub(super) fn create(path: PathBuf, mode: u32) -> Result<Self> {
         if let Some(found) = find(&path)? {
-            if let Some(inode) = take_over(&path, &found)? {
-                return Ok(Self { path, inode });
+            if take_over(&path, &found)? {
+                return Self::pin(path);
             }
             std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
         }
         rustix::fs::mkfifoat(CWD, &path, Mode::from_raw_mode(mode))
             .map_err(|error| Error::io(&path, error.into()))?;
-        let made = std::fs::symlink_metadata(&path).map_err(|error| Error::io(&path, error))?;
-        let inode = Inode::of(&made);
-        Ok(Self { path, inode })
+        Self::pin(path)
+    }
+
+    fn pin(path: PathBuf) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let pin = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(|error| Error::io(&path, error.into()))?;
+        let stat = rustix::fs::fstat(&pin).map_err(|error| Error::io(&path, error.into()))?;
+        let inode = Inode {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+        };
+        Ok(Self {
+            path,
+            inode,
+            _pin: pin,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -112,12 +129,12 @@ pub(super) fn clear(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the FIFO that lies at `path` can be used as it is; `None` when it must be made anew.
+/// Whether the FIFO that lies at `path` can be used as it is; if not, it must be made anew.
 ///
 /// A reader that waits in its open holds no descriptor yet: it waits on this very inode, and would wait for ever if
 /// another took its place. So an idle FIFO is kept. One that somebody has open for reading belongs to a stream that was
 /// cut off; its reader must not see the bytes of a new one.
-fn take_over(path: &Path, found: &Metadata) -> Result<Option<Inode>> {
+fn take_over(path: &Path, found: &Metadata) -> Result<bool> {
     let inode = Inode::of(found);
     if has_writer(path, inode)? {
         return Err(Error::config(
@@ -125,7 +142,7 @@ fn take_over(path: &Path, found: &Metadata) -> Result<Option<Inode>> {
             "another process writes to this FIFO: stop it, or use another directory",
         ));
     }
-    Ok(holders::of(inode).is_empty().then_some(inode))
+    Ok(holders::of(inode).is_empty())
 }
 
 /// Asks by reading: EAGAIN means that a writer lives. A byte of a foreign stream may be lost, but only of one that we

@@ -219,7 +219,13 @@ async fn odd_keys_are_keys(world: &World) {
         assert_eq!(bytes, key.as_bytes());
     }
     keys.sort();
-    assert_eq!(world.list("odd/", Depth::All).await.unwrap(), keys);
+    let mut listed = world.list("odd/", Depth::All).await.unwrap();
+    assert_eq!(listed.len(), keys.len());
+    if !world.tells_all_keys {
+        keys.retain(|key| !key.contains(['%', '+']));
+        listed.retain(|key| keys.contains(key));
+    }
+    assert_eq!(listed, keys);
     let below = world.list("odd/a", Depth::OneLevel).await.unwrap();
     assert_eq!(below, ["odd/a/"]);
 }
@@ -280,8 +286,14 @@ async fn a_listing_of_many_pages_is_whole(world: &World) {
     assert!(metas.is_sorted_by(|a, b| a.id.uri.key() < b.id.uri.key()));
     for meta in metas.iter().step_by(500) {
         let head = world.client.head(&meta.id.uri).await.unwrap();
-        assert_eq!((&meta.id.uri, meta.size_bytes), (&head.id.uri, head.size_bytes));
-        assert_eq!(meta.id.etag, head.id.etag, "{:?}", meta.id.uri);
+        assert_eq!(
+            (&meta.id.uri, meta.size_bytes),
+            (&head.id.uri, head.size_bytes)
+        );
+        // s3s-fs lists no ETags.
+        if meta.id.etag.is_some() {
+            assert_eq!(meta.id.etag, head.id.etag, "{:?}", meta.id.uri);
+        }
     }
     let level = world.list("many/", Depth::OneLevel).await.unwrap();
     assert_eq!(level.len(), 7);

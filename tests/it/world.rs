@@ -33,6 +33,8 @@ pub(crate) struct World {
     pub(crate) put: Put,
     /// An object in a bucket that does not exist, where there are buckets.
     pub(crate) missing_bucket: Option<ObjectUri>,
+    /// Whether a listing tells every key as it is.
+    pub(crate) tells_all_keys: bool,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: MemoryBudget,
     pub(crate) pool: BufferPool,
@@ -52,6 +54,7 @@ impl World {
             root,
             put: Box::new(put),
             missing_bucket: None,
+            tells_all_keys: true,
             budget: MemoryBudget::new(64 << 20),
             pool: BufferPool::new(64 << 20, metrics.clone()),
             metrics,
@@ -166,7 +169,10 @@ pub(crate) fn server(wire: Wire) -> Arc<FakeS3> {
 }
 
 /// Settings for `server`, with time limits for a server on loopback, and what they need on disk.
-pub(crate) fn s3_config(server: &FakeS3, transport: Transport) -> (S3Config, Option<NamedTempFile>) {
+pub(crate) fn s3_config(
+    server: &FakeS3,
+    transport: Transport,
+) -> (S3Config, Option<NamedTempFile>) {
     let ca_file = server.ca_pem().map(|pem| {
         let file = NamedTempFile::new().unwrap();
         std::fs::write(file.path(), pem).unwrap();
@@ -233,6 +239,8 @@ pub(crate) async fn s3s_fs(transport: Transport) -> World {
         std::fs::write(to, bytes).unwrap();
     });
     world.missing_bucket = Some(ObjectUri::s3("no-such-bucket", "k"));
+    // Its listings claim to be URL-encoded and are not, so that `%2F` cannot be told from `/`, nor `+` from a space.
+    world.tells_all_keys = false;
     world.keep = Box::new(directory);
     world
 }

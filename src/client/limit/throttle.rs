@@ -11,7 +11,7 @@ const HOLD: Duration = Duration::from_secs(5);
 /// Growth steps come this far apart, each a sixteenth of the most: from the floor back to the top in 16 s.
 const GROW_EVERY: Duration = Duration::from_secs(1);
 const STEPS: u32 = 16;
-/// First pause of all requests after a cut, doubled by each further cut that no success preceded.
+/// First pause of all requests after a throttle, doubled by each further one that no success preceded.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// Fewer than this cannot tell a throttled server from a slow one.
@@ -30,7 +30,7 @@ pub struct Throttle {
     cut_at: Option<Instant>,
     grown_at: Instant,
     not_before: Instant,
-    cuts_in_a_row: u32,
+    pauses_in_a_row: u32,
 }
 
 impl Throttle {
@@ -43,7 +43,7 @@ impl Throttle {
             cut_at: None,
             grown_at: now,
             not_before: now,
-            cuts_in_a_row: 0,
+            pauses_in_a_row: 0,
         }
     }
 
@@ -64,6 +64,7 @@ impl Throttle {
 
     /// The server asked for fewer requests.
     pub fn throttled(&mut self, now: Instant) {
+        self.pause(now);
         if self
             .cut_at
             .is_some_and(|cut| now.duration_since(cut) < CUT_EVERY)
@@ -73,16 +74,21 @@ impl Throttle {
         self.target = (self.target / 2).max(FLOOR).min(self.most);
         self.cut_at = Some(now);
         self.grown_at = now + HOLD;
-        self.not_before = now
-            + PAUSE
-                .saturating_mul(1 << self.cuts_in_a_row.min(8))
-                .min(LONGEST_PAUSE);
-        self.cuts_in_a_row += 1;
+    }
+
+    /// Answers that come during a pause are to requests from before it.
+    fn pause(&mut self, now: Instant) {
+        if now < self.not_before {
+            return;
+        }
+        let doublings = self.pauses_in_a_row.min(8);
+        self.not_before = now + PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+        self.pauses_in_a_row += 1;
     }
 
     /// The server answered a request well.
     pub fn succeeded(&mut self, now: Instant) {
-        self.cuts_in_a_row = 0;
+        self.pauses_in_a_row = 0;
         if self.target < self.most && now.saturating_duration_since(self.grown_at) >= GROW_EVERY {
             self.target = (self.target + self.most.div_ceil(STEPS)).min(self.most);
             self.grown_at = now;
@@ -99,14 +105,24 @@ mod tests {
     fn a_burst_of_throttles_is_one_cut() {
         let now = Instant::now();
         let mut throttle = Throttle::new(64, now);
-        for millis in 0..999 {
+        for millis in 0..250 {
             throttle.throttled(now + Duration::from_millis(millis));
         }
-        assert_eq!(throttle.target(), 32);
-        assert_eq!(throttle.not_before(), now + PAUSE);
+        assert_eq!(
+            (throttle.target(), throttle.not_before()),
+            (32, now + PAUSE)
+        );
+        // After the pause: another pause, twice as long, but no cut so soon.
+        throttle.throttled(now + PAUSE);
+        assert_eq!(
+            (throttle.target(), throttle.not_before()),
+            (32, now + 3 * PAUSE)
+        );
         throttle.throttled(now + CUT_EVERY);
-        assert_eq!(throttle.target(), 16);
-        assert_eq!(throttle.not_before(), now + CUT_EVERY + 2 * PAUSE);
+        assert_eq!(
+            (throttle.target(), throttle.not_before()),
+            (16, now + CUT_EVERY + 4 * PAUSE)
+        );
     }
 
     #[test]

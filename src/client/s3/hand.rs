@@ -75,8 +75,13 @@ impl Hand {
             offset: want.missing.start,
         };
         let mut intake = Intake::default();
-        let mut on_head = |head: &_, part: &mut _| intake.on_head(want, self.checksums, head, part);
-        match self.wire.send(request, into, &mut on_head).await {
+        let sent = self
+            .wire
+            .send(request, into, &mut |head, part| {
+                intake.on_head(want, self.checksums, head, part)
+            })
+            .await;
+        match sent {
             Ok(reply) => intake.conclude(want, &reply).map(Some),
             Err(_) if intake.is_unmeasured => Ok(None),
             Err(error) => Err(error.into()),

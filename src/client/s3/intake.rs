@@ -26,7 +26,7 @@ const OF_REFUSALS: [&str; 3] = [
 pub(super) struct Intake {
     plan: Option<Plan>,
     headers: [Option<String>; OF_REFUSALS.len()],
-    /// A body of unknown length, which only the stock transport can take in.
+    /// A body of unknown length, or one that ends with the connection: only the stock transport takes those in.
     pub(super) is_unmeasured: bool,
 }
 
@@ -57,7 +57,8 @@ impl Intake {
             }
         };
         want.expect(&plan, policy, into)?;
-        let Some(take) = plan.take_bytes else {
+        let is_framed = head.content_length.is_some() || head.chunked;
+        let Some(take) = plan.take_bytes.filter(|_| is_framed) else {
             self.is_unmeasured = true;
             return Err(protocol_of(want.subject(), "a body of unknown length"));
         };

@@ -173,6 +173,16 @@ fn endpoint_url(config: &S3Config, sdk_config: &SdkConfig) -> Option<String> {
         .clone()
         .or_else(of_service)
         .or_else(|| sdk_config.endpoint_url().map(str::to_owned))
+        .map(with_closed_path)
+}
+
+/// The SDK's rules glue a bucket to the endpoint's path as it is: `/base` would become `/basebucket`.
+fn with_closed_path(mut url: String) -> String {
+    let has_path = url.parse().is_ok_and(|uri: http::Uri| uri.path().len() > 1);
+    if has_path && !url.ends_with('/') {
+        url.push('/');
+    }
+    url
 }
 
 fn sdk_builder(

@@ -159,7 +159,7 @@ mod tests {
                 "https://bucket.store.example",
             ),
             (
-                Some("https://store.example/base"),
+                Some("https://store.example/base/"),
                 true,
                 "bucket",
                 "https://store.example/base/bucket",
@@ -183,7 +183,6 @@ mod tests {
             "arn:aws:s3:us-west-2:123456789012:accesspoint/ap",
             "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/ap",
             "data--usw2-az1--x-s3",
-            "No Such Bucket",
         ] {
             assert_eq!(target(None, false, bucket).await, None, "{bucket}");
         }

@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 const SCRATCH_BYTES: usize = 16 << 10;
 /// So much is received at once that the CRC still finds it in the cache.
 const RECEIVE_BYTES: u64 = 1 << 20;
+/// After so much a task lets others run: a fast connection is never out of bytes, and a worker thread that does not
+/// come back to the runtime does not see that other sockets have something to say.
+const TURN_BYTES: usize = 1 << 20;
 /// Notices (`100`, `103`) before the answer; nothing sends more than one.
 const MAX_INTERIM: usize = 4;
 
@@ -195,6 +198,7 @@ impl Conn {
         self.start += n;
         metrics.bytes_received.add(n as u64);
         let mut left = take - n as u64;
+        let mut turn = 0;
         while left > 0 {
             let room = &mut into.unfilled_mut()[..to_usize(left.min(RECEIVE_BYTES))];
             let n = read(
@@ -210,6 +214,11 @@ impl Conn {
             into.advance(n);
             metrics.bytes_received.add(n as u64);
             left -= n as u64;
+            turn += n;
+            if turn >= TURN_BYTES && left > 0 {
+                turn = 0;
+                tokio::task::yield_now().await;
+            }
         }
         Ok(())
     }
