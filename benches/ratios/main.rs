@@ -8,7 +8,8 @@
 //!
 //! `cargo bench --bench ratios` runs all rows. Arguments after `--`: `--quick` (half the bytes, three rounds), `--row NAME`
 //! (repeatable), `--rounds N`, `--json FILE`, `--list-rows`, and `--test` (tiny, one round, only asserts that everything runs and
-//! that the bytes are right).
+//! that the bytes are right). To explore, without verdicts: `--case LABEL` (repeatable) measures only those cases, and
+//! `--concurrency N` and `--memory-mib N` change our side of each.
 
 use std::error::Error;
 use std::io::Write;
@@ -45,6 +46,7 @@ struct Args {
     rounds: Option<usize>,
     json: Option<PathBuf>,
     list: bool,
+    tuning: rows::Tuning,
 }
 
 impl Args {
@@ -55,6 +57,7 @@ impl Args {
             rounds: None,
             json: None,
             list: false,
+            tuning: rows::Tuning::default(),
         };
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -69,6 +72,9 @@ impl Args {
                 "--rounds" => args.rounds = Some(value()?.parse()?),
                 "--json" => args.json = Some(value()?.into()),
                 "--list-rows" => args.list = true,
+                "--case" => args.tuning.cases.push(value()?),
+                "--concurrency" => args.tuning.concurrency = Some(value()?.parse()?),
+                "--memory-mib" => args.tuning.memory_mib = Some(value()?.parse()?),
                 _ => return Err(format!("{word}: see the head of benches/ratios/main.rs").into()),
             }
         }
@@ -113,7 +119,7 @@ fn run() -> Outcome<()> {
     let mut results = Vec::new();
     for row in all {
         if args.rows.is_empty() || args.rows.iter().any(|name| name == row.name) {
-            let result = row.measure(args.rounds)?;
+            let result = row.tuned(&args.tuning).measure(args.rounds)?;
             print(&report::table(&result))?;
             results.push(result);
         }

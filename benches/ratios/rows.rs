@@ -28,6 +28,14 @@ pub(crate) struct Row {
     truth: Option<Truth>,
 }
 
+/// For exploring: what is measured in place of what a row says.
+#[derive(Debug, Default)]
+pub(crate) struct Tuning {
+    pub(crate) cases: Vec<String>,
+    pub(crate) concurrency: Option<usize>,
+    pub(crate) memory_mib: Option<u64>,
+}
+
 /// One round's samples by label.
 struct Round<'a>(Vec<(&'a str, &'a Sample)>);
 
@@ -105,6 +113,29 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 impl Row {
+    pub(crate) fn tuned(mut self, tuning: &Tuning) -> Self {
+        if !tuning.cases.is_empty() {
+            self.cases.retain(|(label, _)| tuning.cases.contains(label));
+            self.aims.clear();
+        }
+        for (_, task) in &mut self.cases {
+            if task.client != Client::Raw {
+                task.concurrency = tuning.concurrency.unwrap_or(task.concurrency);
+                task.memory_bytes = tuning.memory_mib.map_or(task.memory_bytes, |mib| mib * MIB);
+            }
+        }
+        if tuning
+            .concurrency
+            .or(tuning.memory_mib.map(|_| 0))
+            .is_some()
+        {
+            for aim in &mut self.aims {
+                aim.bound = Bound::None;
+            }
+        }
+        self
+    }
+
     /// Measures every case once a round, in turn: what the machine does meanwhile hits all of them alike.
     pub(crate) fn measure(self, rounds: Option<usize>) -> Outcome<RowResult> {
         let server = Server::start(&self.spec)?;
@@ -266,7 +297,11 @@ impl Row {
         self
     }
 
-    fn aim(mut self, aim: Aim) -> Self {
+    /// Times at smoke scale mean nothing.
+    fn aim(mut self, sizes: Sizes, mut aim: Aim) -> Self {
+        if sizes.scale == Scale::Smoke {
+            aim.bound = Bound::None;
+        }
         self.aims.push(aim);
         self
     }
@@ -358,32 +393,46 @@ fn stream_plain(sizes: Sizes) -> Row {
         .case("direct", task(Client::Direct, 8, work()))
         .case("direct signed", signed(task(Client::Direct, 8, work())))
         .case("stock", task(Client::Stock, 8, work()))
-        .aim(aim(
-            "GB/s, direct to raw",
-            Bound::AtLeast(0.95),
-            faster("direct"),
-        ))
-        .aim(aim(
-            "total CPU/GB, direct to raw",
-            Bound::AtMost(1.1),
-            cheaper("direct"),
-        ))
-        .aim(aim(
-            "GB/s, direct signed to raw",
-            Bound::AtLeast(0.95),
-            faster("direct signed"),
-        ))
-        .aim(aim(
-            "total CPU/GB, direct signed to raw",
-            Bound::AtMost(1.1),
-            cheaper("direct signed"),
-        ))
-        .aim(aim("GB/s, stock to raw", Bound::None, faster("stock")))
-        .aim(aim(
-            "total CPU/GB, stock to raw",
-            Bound::None,
-            cheaper("stock"),
-        ))
+        .aim(
+            sizes,
+            aim(
+                "GB/s, direct to raw",
+                Bound::AtLeast(0.95),
+                faster("direct"),
+            ),
+        )
+        .aim(
+            sizes,
+            aim(
+                "total CPU/GB, direct to raw",
+                Bound::AtMost(1.1),
+                cheaper("direct"),
+            ),
+        )
+        .aim(
+            sizes,
+            aim(
+                "GB/s, direct signed to raw",
+                Bound::AtLeast(0.95),
+                faster("direct signed"),
+            ),
+        )
+        .aim(
+            sizes,
+            aim(
+                "total CPU/GB, direct signed to raw",
+                Bound::AtMost(1.1),
+                cheaper("direct signed"),
+            ),
+        )
+        .aim(
+            sizes,
+            aim("GB/s, stock to raw", Bound::None, faster("stock")),
+        )
+        .aim(
+            sizes,
+            aim("total CPU/GB, stock to raw", Bound::None, cheaper("stock")),
+        )
 }
 
 fn stream_tls(sizes: Sizes) -> Row {
@@ -405,17 +454,26 @@ fn stream_tls(sizes: Sizes) -> Row {
         .truth(sizes, Truth::Touched("big"))
         .case("direct", task(Client::Direct, 8, work()))
         .case("stock", task(Client::Stock, 8, work()))
-        .aim(aim("GB/s, direct to stock", Bound::AtLeast(1.3), |round| {
-            round.ratio("direct", "stock", Sample::gb_per_s)
-        }))
-        .aim(aim(
-            "client CPU/GB, direct to stock",
-            Bound::AtMost(0.75),
-            |round| round.ratio("direct", "stock", Sample::client_per_gb),
-        ))
-        .aim(aim("total CPU/GB, direct to stock", Bound::None, |round| {
-            round.ratio("direct", "stock", Sample::total_per_gb)
-        }))
+        .aim(
+            sizes,
+            aim("GB/s, direct to stock", Bound::AtLeast(1.3), |round| {
+                round.ratio("direct", "stock", Sample::gb_per_s)
+            }),
+        )
+        .aim(
+            sizes,
+            aim(
+                "client CPU/GB, direct to stock",
+                Bound::AtMost(0.75),
+                |round| round.ratio("direct", "stock", Sample::client_per_gb),
+            ),
+        )
+        .aim(
+            sizes,
+            aim("total CPU/GB, direct to stock", Bound::None, |round| {
+                round.ratio("direct", "stock", Sample::total_per_gb)
+            }),
+        )
 }
 
 fn small(sizes: Sizes) -> Row {
@@ -445,21 +503,28 @@ fn small(sizes: Sizes) -> Row {
         .case("direct", task(Client::Direct, many))
         .case("direct signed", signed(task(Client::Direct, many)))
         .case("stock signed", signed(task(Client::Stock, few)))
-        .aim(aim(
-            "client us/request, direct signed",
-            Bound::AtMost(25.0),
-            |round| round.get("direct signed").client_us_per_request(),
-        ))
-        .aim(aim(
-            "requests/s, direct signed to stock signed",
-            Bound::AtLeast(4.0),
-            |round| round.ratio("direct signed", "stock signed", Sample::requests_per_s),
-        ))
-        .aim(aim(
-            "requests/s, direct signed to raw",
-            Bound::None,
-            |round| round.ratio("direct signed", "raw", Sample::requests_per_s),
-        ))
+        .aim(
+            sizes,
+            aim(
+                "client us/request, direct signed",
+                Bound::AtMost(25.0),
+                |round| round.get("direct signed").client_us_per_request(),
+            ),
+        )
+        .aim(
+            sizes,
+            aim(
+                "requests/s, direct signed to stock signed",
+                Bound::AtLeast(4.0),
+                |round| round.ratio("direct signed", "stock signed", Sample::requests_per_s),
+            ),
+        )
+        .aim(
+            sizes,
+            aim("requests/s, direct signed to raw", Bound::None, |round| {
+                round.ratio("direct signed", "raw", Sample::requests_per_s)
+            }),
+        )
 }
 
 fn objects(sizes: Sizes, name: &'static str, latency: &str) -> Row {
@@ -493,11 +558,12 @@ fn objects(sizes: Sizes, name: &'static str, latency: &str) -> Row {
         .truth(sizes, Truth::Touched("set/"))
         .case("raw", task(Client::Raw))
         .case("direct", task(Client::Direct))
-        .aim(aim(
-            "objects/s, direct to raw",
-            Bound::AtLeast(0.95),
-            |round| round.ratio("direct", "raw", Sample::gb_per_s),
-        ))
+        .aim(
+            sizes,
+            aim("objects/s, direct to raw", Bound::AtLeast(0.95), |round| {
+                round.ratio("direct", "raw", Sample::gb_per_s)
+            }),
+        )
 }
 
 fn capped(sizes: Sizes) -> Row {
@@ -531,12 +597,12 @@ fn capped(sizes: Sizes) -> Row {
             .case(direct.clone(), task(Client::Direct, lanes, work()));
         let ours = direct.clone();
         row = row
-            .aim(aim(
+            .aim(sizes, aim(
                 format!("GB/s, {direct} to the lower of the cap and {raw}"),
                 Bound::AtLeast(0.9),
                 move |round| round.get(&direct).gb_per_s() / round.get(&raw).gb_per_s().min(TOTAL_BYTES_PER_SECOND as f64 / 1e9),
             ))
-            .aim(aim(
+            .aim(sizes, aim(
                 format!("GB/s, {ours} to the lower of the cap and {lanes} ideal connections ({bound:.3})"),
                 Bound::None,
                 move |round| round.get(&ours).gb_per_s() / bound,
@@ -561,12 +627,18 @@ fn fifo(sizes: Sizes) -> Row {
         .truth(sizes, Truth::Crc("big"))
         .case("raw", task(Client::Raw, 8, work()))
         .case("direct", task(Client::Direct, 8, work()))
-        .aim(aim("GB/s, pipe to raw", Bound::AtLeast(0.95), |round| {
-            round.ratio("direct", "raw", Sample::gb_per_s)
-        }))
-        .aim(aim("total CPU/GB, pipe to raw", Bound::None, |round| {
-            round.ratio("direct", "raw", Sample::total_per_gb)
-        }))
+        .aim(
+            sizes,
+            aim("GB/s, pipe to raw", Bound::AtLeast(0.95), |round| {
+                round.ratio("direct", "raw", Sample::gb_per_s)
+            }),
+        )
+        .aim(
+            sizes,
+            aim("total CPU/GB, pipe to raw", Bound::None, |round| {
+                round.ratio("direct", "raw", Sample::total_per_gb)
+            }),
+        )
 }
 
 /// As the engine is by default: what 10 Gb/s take.
@@ -631,16 +703,22 @@ fn first_byte(sizes: Sizes) -> Row {
         .case("20000 x 100 KB", train("many/"));
     for label in ["16 x 128 MiB", "20000 x 100 KB"] {
         row = row
-            .aim(aim(
-                format!("{label}, since the client's construction"),
-                Bound::AtMost(2.0),
-                since_client(label),
-            ))
-            .aim(aim(
-                format!("{label}, since the process's start"),
-                Bound::AtMost(2.0),
-                since_start(label),
-            ));
+            .aim(
+                sizes,
+                aim(
+                    format!("{label}, since the client's construction"),
+                    Bound::AtMost(2.0),
+                    since_client(label),
+                ),
+            )
+            .aim(
+                sizes,
+                aim(
+                    format!("{label}, since the process's start"),
+                    Bound::AtMost(2.0),
+                    since_start(label),
+                ),
+            );
     }
     row
 }
@@ -683,31 +761,40 @@ fn pipe_or_download(sizes: Sizes) -> Row {
         .case("download, working reader", download(busy))
         .case("pipe, idle reader", pipe(None))
         .case("download, idle reader", download(None))
-        .aim(aim(
-            "time, pipe to download, working reader",
-            Bound::AtMost(0.7),
-            |round| {
-                round.ratio(
-                    "pipe, working reader",
-                    "download, working reader",
-                    |sample| sample.seconds,
-                )
-            },
-        ))
-        .aim(aim(
-            "time, pipe to download, idle reader",
-            Bound::AtMost(0.7),
-            |round| {
+        .aim(
+            sizes,
+            aim(
+                "time, pipe to download, working reader",
+                Bound::AtMost(0.7),
+                |round| {
+                    round.ratio(
+                        "pipe, working reader",
+                        "download, working reader",
+                        |sample| sample.seconds,
+                    )
+                },
+            ),
+        )
+        .aim(
+            sizes,
+            aim(
+                "time, pipe to download, idle reader",
+                Bound::AtMost(0.7),
+                |round| {
+                    round.ratio("pipe, idle reader", "download, idle reader", |sample| {
+                        sample.seconds
+                    })
+                },
+            ),
+        )
+        .aim(
+            sizes,
+            aim("first byte, pipe to download", Bound::None, |round| {
                 round.ratio("pipe, idle reader", "download, idle reader", |sample| {
-                    sample.seconds
+                    sample.first_byte_s
                 })
-            },
-        ))
-        .aim(aim("first byte, pipe to download", Bound::None, |round| {
-            round.ratio("pipe, idle reader", "download, idle reader", |sample| {
-                sample.first_byte_s
-            })
-        }))
+            }),
+        )
 }
 
 fn memory(sizes: Sizes, name: &'static str, tls: bool) -> Row {
@@ -731,11 +818,14 @@ fn memory(sizes: Sizes, name: &'static str, tls: bool) -> Row {
             memory_bytes: budget * MIB,
             ..task(Client::Direct, 28, work)
         };
-        row = row.case(label.clone(), task).aim(aim(
-            format!("MiB above a budget of {budget} MiB"),
-            Bound::AtMost(64.0),
-            move |round| round.get(&label).peak_rss_bytes as f64 / MIB as f64 - budget as f64,
-        ));
+        row = row.case(label.clone(), task).aim(
+            sizes,
+            aim(
+                format!("MiB above a budget of {budget} MiB"),
+                Bound::AtMost(64.0),
+                move |round| round.get(&label).peak_rss_bytes as f64 / MIB as f64 - budget as f64,
+            ),
+        );
     }
     row
 }
