@@ -210,12 +210,13 @@ impl Bench {
 }
 
 fn config(part_bytes: u64, concurrency: usize) -> PrefetchConfig {
-    let mut config = PrefetchConfig::default();
-    config.part_bytes = part_bytes;
-    config.concurrency = concurrency;
-    // As the engine's own default: half as much again as is in flight.
-    config.memory_bytes = part_bytes * concurrency as u64 * 3 / 2;
-    config
+    PrefetchConfig {
+        part_bytes,
+        concurrency,
+        // As the engine's own default: half as much again as is in flight.
+        memory_bytes: part_bytes * concurrency as u64 * 3 / 2,
+        ..PrefetchConfig::default()
+    }
 }
 
 fn serve() -> Result<FakeS3> {

@@ -63,7 +63,7 @@ pub(super) struct SourceFlags {
         hide_env = true
     )]
     pub(super) ca_bundle: Option<PathBuf>,
-    /// How bodies are read: direct, or stock (the AWS SDK's way)
+    /// How bodies are read: direct, or stock (the SDK's)
     #[arg(
         long,
         global = true,

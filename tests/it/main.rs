@@ -11,5 +11,6 @@ mod prefetch;
 mod readers;
 mod s3;
 mod semantics;
+mod soak;
 mod source;
 mod world;

@@ -175,8 +175,7 @@ mod tests {
         let flat = series(&[50.0, 100.0, 110.0, 111.0]);
         assert_eq!(limit(&flat, 4), Limit::Link);
         let busy: Vec<_> = flat
-            .iter()
-            .cloned()
+            .into_iter()
             .map(|p| Point {
                 cores_used: 3.9,
                 ..p

@@ -1,0 +1,137 @@
+//! The modes: through a FIFO, and by way of the disk, plain and over TLS, bare and under the latency model of S3.
+//!
+//! "file" is a full download and then a read of the files, which is what Pipe mode replaces. The promised ratios are
+//! measured by the bench `ratios`; this one shows a change of a few percent, by its confidence intervals.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput};
+use fake_s3::{Latency, Shape};
+use standpipe::client::Transport;
+use standpipe::metrics::Metrics;
+use standpipe::pipe::{PipeChannel, PipeConfig, PipeServer};
+use standpipe::prefetch::{PrefetchConfig, Prefetcher};
+
+#[path = "support/server.rs"]
+mod server;
+#[path = "support/stack.rs"]
+mod stack;
+
+use server::{Objects, Server, Spec};
+
+pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const PREFIX: &str = "files/";
+const FILES: u64 = 4;
+
+fn main() -> Outcome<()> {
+    if server::serve_if_asked()? {
+        return Ok(());
+    }
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(5))
+        .configure_from_args();
+    for (name, size_bytes, latency) in [
+        ("bare", 128 << 20, Latency::default()),
+        ("s3", 32 << 20, Latency::s3()),
+    ] {
+        for tls in [false, true] {
+            let mut group = criterion.benchmark_group(format!(
+                "modes/{name}/{}",
+                if tls { "tls" } else { "plain" }
+            ));
+            measure(&mut group, size_bytes, latency, tls)?;
+            group.finish();
+        }
+    }
+    criterion.final_summary();
+    Ok(())
+}
+
+fn measure(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    size_bytes: u64,
+    latency: Latency,
+    tls: bool,
+) -> Outcome<()> {
+    let server = Server::start(&Spec {
+        tls,
+        shape: Shape {
+            latency,
+            ..Shape::default()
+        },
+        objects: vec![Objects {
+            count: Some(FILES),
+            ..Objects::one(PREFIX, size_bytes / FILES)
+        }],
+    })?;
+    let metrics = Arc::new(Metrics::default());
+    let client = stack::connect(&server.endpoint, Transport::Direct, false, &metrics)?;
+    let mut config = PrefetchConfig::default();
+    config.memory_bytes = 128 << 20;
+    let engine = Prefetcher::new(client, config, metrics)?;
+    group.throughput(Throughput::Bytes(size_bytes));
+    let modes: [(&str, fn(&Prefetcher, &Path) -> Outcome<u64>); 2] =
+        [("pipe", pipe), ("file", file)];
+    for (name, mode) in modes {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let dir = tempfile::tempdir().expect("a temporary directory");
+                let bytes = mode(&engine, dir.path()).expect("the mode works");
+                assert_eq!(bytes, size_bytes);
+            });
+        });
+    }
+    Ok(())
+}
+
+/// One epoch through a FIFO.
+fn pipe(engine: &Prefetcher, dir: &Path) -> Outcome<u64> {
+    let mut config = PipeConfig::new(dir);
+    config.epochs = Some(1);
+    config.farewell_grace = Duration::ZERO;
+    let source = engine.clone();
+    let channel = PipeChannel::new("train".parse()?, move |_| {
+        source.read_all(stack::list(source.client(), PREFIX))
+    });
+    let metrics = engine.metrics().clone();
+    let mut server = PipeServer::start(config, vec![channel], metrics, Arc::new(|_| {}))?;
+    let bytes = read_to_end(&dir.join("train_0"))?;
+    server.wait()?;
+    Ok(bytes)
+}
+
+/// A full download, then the files.
+fn file(engine: &Prefetcher, dir: &Path) -> Outcome<u64> {
+    let listed = stack::list(engine.client(), PREFIX);
+    let mut reader = engine.read_all(listed)?.blocking();
+    let (mut paths, mut file) = (Vec::new(), None);
+    while let Some(chunk) = reader.next_chunk()? {
+        if chunk.offset == 0 {
+            paths.push(dir.join(paths.len().to_string()));
+            file = paths.last().map(File::create).transpose()?;
+        }
+        if let Some(file) = &mut file {
+            file.write_all(&chunk.bytes)?;
+        }
+    }
+    paths.iter().map(|path| read_to_end(path)).sum()
+}
+
+fn read_to_end(path: &Path) -> Outcome<u64> {
+    let (mut file, mut buffer, mut bytes) = (File::open(path)?, vec![0; 1 << 20], 0);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(bytes),
+            n => bytes += n as u64,
+        }
+    }
+}
