@@ -183,6 +183,8 @@ fn the_scripts_see_the_dataset_in_s3_through_fifos_and_through_a_download() {
     let pipe = pipe.args(["--epochs", "2", "--dir"]).arg(&data);
     let mut pipe = pipe.spawn().unwrap();
     let piped = stage.run("pipe_mode_train.py", &["--epochs", "2"]);
+    // The FIFO behind the last epoch says at once that there is no more; unread, it would stay for some seconds.
+    assert!(fs::read(data.join("train_2")).unwrap().is_empty());
     assert!(pipe.wait().unwrap().success());
 
     let mut download = standpipe(&server, &["download", "s3://bucket/train/"]);
