@@ -5,9 +5,12 @@
 //! (`report`, `exit`). Standard output carries data and machine-readable results only; everything for people goes to
 //! standard error, and nothing moves or shines there unless it is a terminal.
 
+mod bench;
 mod cat;
+mod chart;
 mod completions;
 mod connect;
+mod demo;
 mod download;
 mod exit;
 mod flags;
@@ -53,6 +56,8 @@ enum Command {
     Cat(cat::Cat),
     Ls(ls::Ls),
     Download(download::Download),
+    Bench(bench::Bench),
+    Demo(demo::Demo),
     Completions(completions::Completions),
 }
 
@@ -79,6 +84,8 @@ impl Command {
             Self::Cat(_) => "cat",
             Self::Ls(_) => "ls",
             Self::Download(_) => "download",
+            Self::Bench(_) => "bench",
+            Self::Demo(_) => "demo",
             Self::Completions(_) => "completions",
         }
     }
@@ -89,6 +96,8 @@ impl Command {
             Self::Cat(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Download(command) => command.run(context),
+            Self::Bench(command) => command.run(context),
+            Self::Demo(command) => command.run(context),
             Self::Completions(command) => command.run(),
         }
     }

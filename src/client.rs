@@ -12,6 +12,7 @@ use futures::stream::BoxStream;
 use crate::buffer::PartBuf;
 use crate::checksum::Checksum;
 use crate::error::Result;
+use crate::metrics::Metrics;
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 
 mod fault;
@@ -29,6 +30,24 @@ pub use local::LocalClient;
 pub use memory::MemoryClient;
 pub use retry::{Backoff, FailureKind, RetryClient, RetryConfig};
 pub use s3::{AccessKey, S3Client, S3Config, SseCustomerKey, Transport};
+
+/// Wraps a client the way every mode does: retries around a limit, so that a request that waits to be tried again
+/// holds no slot of the `most_requests` that may fly at once.
+pub fn resilient(
+    inner: Arc<dyn ObjectClient>,
+    most_requests: usize,
+    metrics: &Arc<Metrics>,
+) -> Arc<dyn ObjectClient> {
+    let limit = LimitConfig {
+        most_requests: u32::try_from(most_requests.max(1)).unwrap_or(u32::MAX),
+    };
+    let limited = LimitClient::new(inner, limit, metrics.clone());
+    Arc::new(RetryClient::new(
+        Arc::new(limited),
+        RetryConfig::default(),
+        metrics.clone(),
+    ))
+}
 
 /// Reads objects. Shared as `Arc<dyn ObjectClient>`: one virtual call per part.
 pub trait ObjectClient: Debug + Send + Sync + 'static {

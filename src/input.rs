@@ -10,7 +10,8 @@
 //! object. What remains is a lone `s3://b/key`, an object or the beginning of many keys; [`Lookup`] says how that is
 //! found out:
 //!
-//! - [`Lookup::GetFirst`] (`cat`): the object is read at once, as if it were there: no HEAD, no listing, only
+//! - [`Lookup::GetFirst`] (`cat`): the object is read at once, as if it were there: no listing, no HEAD before it (the engine
+//!   asks one beside it, for the checksum, and does without), only
 //!   `s3:GetObject` is needed, and the first byte is one round trip away. The first part's answer tells its size. Only
 //!   when the answer is "not found" is the prefix listed ([`Source::as_prefix`]).
 //! - [`Lookup::ListFirst`] (`download`): sizes and dates are wanted before any byte is. The listing is asked; a key

@@ -9,12 +9,10 @@ use super::Context;
 use super::flags::TransportFlag;
 use crate::buffer::PartBuf;
 use crate::client::{
-    Depth, GetMeta, LimitClient, LimitConfig, ListEntry, LocalClient, ObjectClient, RetryClient,
-    RetryConfig, S3Client, S3Config, Transport,
+    Depth, GetMeta, ListEntry, LocalClient, ObjectClient, S3Client, S3Config, Transport, resilient,
 };
 use crate::error::{Error, Result};
 use crate::input::Source;
-use crate::metrics::Metrics;
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri, Scheme};
 use crate::prefetch::PrefetchConfig;
 use crate::runtime;
@@ -48,7 +46,7 @@ impl Context {
             self.s3_config(engine),
             self.metrics.clone(),
         ))?;
-        let s3 = patient(Arc::new(s3), engine, &self.metrics)?;
+        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
         if !schemes.contains(&Scheme::File) {
             return Ok(s3);
         }
@@ -74,25 +72,6 @@ impl Context {
             ..S3Config::default()
         }
     }
-}
-
-/// Retries around a limit: a request that waits to be tried again holds no slot.
-fn patient(
-    client: Arc<dyn ObjectClient>,
-    engine: &PrefetchConfig,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<dyn ObjectClient>> {
-    let limit = LimitConfig {
-        most_requests: u32::try_from(engine.concurrency).unwrap_or(u32::MAX),
-    };
-    limit.validate()?;
-    let limited = Arc::new(LimitClient::new(client, limit, metrics.clone()));
-    let retries = RetryConfig::default();
-    Ok(Arc::new(RetryClient::new(
-        limited,
-        retries,
-        metrics.clone(),
-    )))
 }
 
 /// Sends each URI to its scheme's client.

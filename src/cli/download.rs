@@ -32,8 +32,8 @@ pub(super) struct Download {
     uri: Source,
     /// Where to put it; made if missing
     dir: PathBuf,
-    /// Flush each file to the disk before it gets its name, so that it also survives a loss of power
-    #[arg(long, env = "STANDPIPE_FSYNC", hide_env_values = true)]
+    /// Flush each file before it gets its name: survives a loss of power
+    #[arg(long, env = "STANDPIPE_FSYNC", hide_env = true)]
     fsync: bool,
     #[command(flatten)]
     engine: EngineFlags,

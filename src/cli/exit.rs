@@ -41,7 +41,9 @@ pub(super) static TABLE_HELP: LazyLock<String> = LazyLock::new(|| {
     }
     text.push_str(
         "\nCredentials, region, endpoint and profile come from where the AWS CLI takes them: AWS_*\n\
-         variables, ~/.aws, SSO, containers, instances.",
+         variables, ~/.aws, SSO, containers, instances. Most flags can also be set as\n\
+         STANDPIPE_MEMORY, STANDPIPE_PART_SIZE, STANDPIPE_CONCURRENCY, STANDPIPE_CHECKSUMS,\n\
+         STANDPIPE_TRANSPORT, STANDPIPE_ENDPOINT_URL and so on; what is typed wins.",
     );
     text
 });

@@ -19,57 +19,59 @@ const LEAST_PARTS: u64 = 4;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Source")]
 pub(super) struct SourceFlags {
-    /// Talk to this endpoint instead of AWS (MinIO, Ceph, R2, a proxy); also AWS_ENDPOINT_URL
+    /// Talk to this server instead of AWS; also AWS_ENDPOINT_URL
     #[arg(
         long,
         global = true,
         value_name = "URL",
         env = "STANDPIPE_ENDPOINT_URL",
-        hide_env_values = true
+        hide_env = true
     )]
     pub(super) endpoint_url: Option<String>,
     /// The bucket's region; found out if not given
-    #[arg(long, global = true, env = "STANDPIPE_REGION", hide_env_values = true)]
+    #[arg(long, global = true, env = "STANDPIPE_REGION", hide_env = true)]
     pub(super) region: Option<String>,
-    /// The profile of ~/.aws to take credentials and settings from; also AWS_PROFILE
-    #[arg(long, global = true, env = "STANDPIPE_PROFILE", hide_env_values = true)]
+    /// The profile of ~/.aws to use; also AWS_PROFILE
+    #[arg(long, global = true, env = "STANDPIPE_PROFILE", hide_env = true)]
     pub(super) profile: Option<String>,
     /// Don't sign requests: for public data, without credentials
     #[arg(
         long,
         global = true,
         env = "STANDPIPE_NO_SIGN_REQUEST",
-        hide_env_values = true
+        hide_env = true
     )]
     pub(super) no_sign_request: bool,
-    /// Confirm that you pay for the requests (requester-pays buckets)
+    /// Agree to pay for requests (requester-pays buckets)
     #[arg(
         long,
         global = true,
         value_name = "requester",
         value_parser = ["requester"],
+        hide_possible_values = true,
         num_args = 0..=1,
         default_missing_value = "requester",
-        env = "STANDPIPE_REQUEST_PAYER", hide_env_values = true
+        env = "STANDPIPE_REQUEST_PAYER", hide_env = true
     )]
     pub(super) request_payer: Option<String>,
-    /// Certificates (PEM) to trust instead of the system's; also AWS_CA_BUNDLE
+    /// PEM file to trust, not the system's; also AWS_CA_BUNDLE
     #[arg(
         long,
         global = true,
         value_name = "PATH",
         env = "STANDPIPE_CA_BUNDLE",
-        hide_env_values = true
+        hide_env = true
     )]
     pub(super) ca_bundle: Option<PathBuf>,
-    /// How bodies are read: straight into our buffers, or by the AWS SDK's HTTP client (proxies need it)
+    /// How bodies are read: direct, or stock (the SDK's)
     #[arg(
         long,
         global = true,
         value_enum,
         default_value_t,
+        hide_possible_values = true,
         env = "STANDPIPE_TRANSPORT",
-        hide_env_values = true
+        hide_env = true
     )]
     pub(super) transport: TransportFlag,
 }
@@ -93,7 +95,7 @@ pub(super) struct OutputFlags {
     /// No progress bar and no summary; errors only
     #[arg(long, short, global = true)]
     pub(super) quiet: bool,
-    /// Log more: -v decisions, -vv requests, -vvv everything; STANDPIPE_LOG takes a filter such as standpipe=debug
+    /// Log more, up to -vvv; STANDPIPE_LOG takes a filter (standpipe=debug)
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
 }
@@ -102,32 +104,23 @@ pub(super) struct OutputFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct EngineFlags {
-    /// Memory for data in flight and waiting, at most [default: 1.5 times what is in flight, or 1/4 of all]
-    #[arg(
-        long,
-        value_name = "SIZE",
-        env = "STANDPIPE_MEMORY",
-        hide_env_values = true
-    )]
+    /// Memory for data, at most [default: 336MiB, or 1/4 of all]
+    #[arg(long, value_name = "SIZE", env = "STANDPIPE_MEMORY", hide_env = true)]
     memory: Option<Size>,
     /// Size of a ranged request
-    #[arg(long, value_name = "SIZE", default_value_t = Size(PrefetchConfig::default().part_bytes), env = "STANDPIPE_PART_SIZE", hide_env_values = true)]
+    #[arg(long, value_name = "SIZE", default_value_t = Size(PrefetchConfig::default().part_bytes), env = "STANDPIPE_PART_SIZE", hide_env = true)]
     part_size: Size,
-    /// Requests in flight, at most [default: enough for 10 Gb/s at S3's latency]
-    #[arg(
-        long,
-        value_name = "N",
-        env = "STANDPIPE_CONCURRENCY",
-        hide_env_values = true
-    )]
+    /// Requests in flight, at most [default: what 10 Gb/s take]
+    #[arg(long, value_name = "N", env = "STANDPIPE_CONCURRENCY", hide_env = true)]
     concurrency: Option<usize>,
-    /// Compare checksums: never, where the server offers one, or fail without one
+    /// Compare checksums: off, when-possible or require
     #[arg(
         long,
         value_enum,
         default_value_t,
+        hide_possible_values = true,
         env = "STANDPIPE_CHECKSUMS",
-        hide_env_values = true
+        hide_env = true
     )]
     checksums: ChecksumFlag,
 }

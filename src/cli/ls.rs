@@ -16,6 +16,9 @@ use crate::object::{ObjectMeta, ObjectUri, Scheme};
 use crate::prefetch::PrefetchConfig;
 use crate::runtime;
 
+/// Keys and prefixes that S3 gives at a time.
+const PAGE_ENTRIES: usize = 1000;
+
 const NOTES: &str = "\
 As with `aws s3 ls`, s3://bucket/dir lists what begins with dir; end it with / to look inside.";
 
@@ -52,16 +55,19 @@ impl Ls {
         } else {
             Depth::OneLevel
         };
-        let mut entries = client.list(&prefix(&self.uri), depth);
+        let mut pages = client.list(&prefix(&self.uri), depth).chunks(PAGE_ENTRIES);
         let mut out = BufWriter::new(std::io::stdout().lock());
         let mut total = Total::default();
-        while let Some(entry) = runtime::handle().block_on(entries.next()) {
-            let text = match context.output.json {
-                true => total.add(json_entry(&total, &entry?)),
-                false => total.add(line(&self, &entry?)),
-            };
-            if settle(out.write_all(text.as_bytes()))? == Written::ReaderGone {
-                return Ok(Report::default());
+        while let Some(page) = runtime::handle().block_on(pages.next()) {
+            for entry in prefixes_first(page) {
+                let text = match context.output.json {
+                    true => json_entry(&total, &entry?),
+                    false => line(&self, &entry?),
+                };
+                let text = total.add(text);
+                if settle(out.write_all(text.as_bytes()))? == Written::ReaderGone {
+                    return Ok(Report::default());
+                }
             }
         }
         if total.entries == 0 && !self.uri.key().is_empty() {
@@ -111,7 +117,7 @@ impl Total {
 /// The columns of `aws s3 ls`: date in 19, size in 10, name; prefixes as PRE, right-aligned to 30.
 fn line(ls: &Ls, entry: &ListEntry) -> (String, Option<u64>) {
     match entry {
-        ListEntry::Prefix(uri) => (format!("{:>30} {}\n", "PRE", name(ls, uri)), None),
+        ListEntry::Prefix(uri) => (format!("{:>30} {}\n", "PRE", last_part(uri)), None),
         ListEntry::Object(meta) => {
             let date = meta.last_modified.map(utc).unwrap_or_default();
             let size = shown_size(ls, meta.size_bytes);
@@ -121,16 +127,28 @@ fn line(ls: &Ls, entry: &ListEntry) -> (String, Option<u64>) {
     }
 }
 
-/// Recursive listings show whole keys, others what follows the prefix's last slash.
+/// A page as the AWS CLI prints it.
+fn prefixes_first(page: Vec<Result<ListEntry>>) -> impl Iterator<Item = Result<ListEntry>> {
+    let is_prefix = |entry: &Result<ListEntry>| matches!(entry, Ok(ListEntry::Prefix(_)));
+    let (prefixes, others): (Vec<_>, Vec<_>) = page.into_iter().partition(is_prefix);
+    prefixes.into_iter().chain(others)
+}
+
+/// Recursive listings show whole keys, others what follows the prefix's last slash: nothing, for the marker of the
+/// directory itself.
 fn name<'a>(ls: &Ls, uri: &'a ObjectUri) -> &'a str {
     let key = uri.key();
     match ls.recursive {
         true => key,
-        false => {
-            let body = key.strip_suffix('/').unwrap_or(key);
-            &key[body.rfind('/').map_or(0, |at| at + 1)..]
-        }
+        false => &key[key.rfind('/').map_or(0, |at| at + 1)..],
     }
+}
+
+/// The last part of a prefix, with its slash.
+fn last_part(uri: &ObjectUri) -> &str {
+    let key = uri.key();
+    let body = key.strip_suffix('/').unwrap_or(key);
+    &key[body.rfind('/').map_or(0, |at| at + 1)..]
 }
 
 fn shown_size(ls: &Ls, bytes: u64) -> String {

@@ -35,15 +35,10 @@ pub(super) struct Pipe {
     #[arg(long, required = true, value_name = "NAME=URI")]
     channel: Vec<Channel>,
     /// Where the FIFOs are made; made if missing
-    #[arg(long, env = "STANDPIPE_DIR", hide_env_values = true)]
+    #[arg(long, env = "STANDPIPE_DIR", hide_env = true)]
     dir: PathBuf,
     /// End after so many epochs [default: go on as long as there are readers]
-    #[arg(
-        long,
-        value_name = "N",
-        env = "STANDPIPE_EPOCHS",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "N", env = "STANDPIPE_EPOCHS", hide_env = true)]
     epochs: Option<u64>,
     /// How long a reader may keep an epoch open that has failed
     #[arg(long, value_name = "SECONDS", default_value_t = 75)]

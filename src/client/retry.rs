@@ -58,9 +58,9 @@ pub struct RetryConfig {
 impl Default for RetryConfig {
     fn default() -> Self {
         Self {
-            // Eight attempts stretch over 3 s on average when connections are refused and over 40 s when each one
-            // stalls; 503s over half a minute, about the time in which S3 splits a hot prefix.
-            max_attempts: 8,
+            // Twelve attempts stretch over half a minute on average when connections are refused: a load balancer's
+            // restart. Eight gave up after 3 s. Whatever stalls or is throttled reaches the deadline first.
+            max_attempts: 12,
             // One round trip to a distant region.
             base: Duration::from_millis(50),
             // The AWS SDKs' first wait after a throttle.
@@ -69,9 +69,9 @@ impl Default for RetryConfig {
             cap: Duration::from_secs(20),
             // An object store that is silent for two minutes is down, and a job that says so is restarted sooner.
             deadline: Duration::from_secs(120),
-            // 512 parts in flight (a 200 Gb/s host) that use all of their eight attempts once: no short outage
+            // 512 parts in flight (a 200 Gb/s host) that use all of their twelve attempts once: no short outage
             // drains it. The AWS SDKs' 500 tokens last for 100 retries, which one lost connection pool uses up.
-            allowance: 512 * 8,
+            allowance: 512 * 12,
         }
     }
 }

@@ -242,7 +242,7 @@ impl Shared {
             match outcome {
                 Ok(value) => return Ok(value),
                 Err(failure) if self.heed(failure.hint.as_ref(), uri, &bucket, &mut heeded) => {}
-                Err(failure) => return Err(self.counted(failure.error)),
+                Err(failure) => return Err(self.counted(*failure.error)),
             }
         }
     }
@@ -302,7 +302,7 @@ impl Shared {
                 Ok(meta) => return Ok(meta),
                 Err(failure) if self.heed(failure.hint.as_ref(), &id.uri, &bucket, &mut heeded) => {
                 }
-                Err(failure) => return Err(self.counted(failure.error)),
+                Err(failure) => return Err(self.counted(*failure.error)),
             }
         }
     }

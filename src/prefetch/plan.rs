@@ -2,13 +2,17 @@
 //!
 //! Parts end at multiples of the part size, counted from the object's start, because objects are usually uploaded in
 //! parts of that size. An object of at most one part is fetched whole, without a `Range`, which lets the server send
-//! its checksum. A stream's first object begins with two small parts, so that its first bytes arrive after one
-//! latency and not after one part.
+//! its checksum.
+//!
+//! A stream's first object begins with small parts that grow. The first bytes then arrive after one latency and not
+//! after one part; and although every connection is busy from the start and shares the link with the others, the next
+//! bytes follow soon, not when a whole round of large parts is through (0.7 s on a link of 2.5 Gb/s).
 
 use crate::object::ByteRange;
 
-/// The end of a stream's second part: after it the grid begins.
-const RAMP_BYTES: u64 = 1 << 20;
+const MIB: u64 = 1 << 20;
+/// While a stream's first object starts before the first number, its parts end at multiples of the second.
+const RAMP: [(u64, u64); 3] = [(8 * MIB, MIB), (16 * MIB, 2 * MIB), (32 * MIB, 4 * MIB)];
 
 /// The sizes that cut objects into parts.
 #[derive(Debug, Clone, Copy)]
@@ -22,15 +26,26 @@ impl Grid {
     ///
     /// `leads`: the object is the first of its stream.
     pub(super) fn part_at(self, start: u64, size_bytes: u64, leads: bool) -> ByteRange {
-        let end = if leads && size_bytes > RAMP_BYTES.min(self.part_bytes) {
-            let ramp = [self.lead_bytes, RAMP_BYTES]
-                .into_iter()
-                .find(|end| start < *end);
-            ramp.unwrap_or(u64::MAX).min(self.grid_end(start))
+        let ramps = leads && size_bytes > MIB.min(self.part_bytes);
+        let end = if ramps {
+            self.ramp_end(start)
         } else {
             self.grid_end(start)
         };
         ByteRange::new(start, end.min(size_bytes))
+    }
+
+    fn ramp_end(self, start: u64) -> u64 {
+        let step = RAMP
+            .into_iter()
+            .find(|(until, _)| start < *until)
+            .map(|(_, step)| step);
+        let end = match step {
+            _ if start < self.lead_bytes => self.lead_bytes,
+            Some(step) => (start / step + 1) * step,
+            None => u64::MAX,
+        };
+        end.min(self.grid_end(start))
     }
 
     fn grid_end(self, start: u64) -> u64 {
@@ -66,10 +81,11 @@ mod tests {
                 .map(|part| part.end)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(
-            ends(20 << 20, true),
-            [64 << 10, 1 << 20, 8 << 20, 16 << 20, 20 << 20]
-        );
+        let mib = |ends: &[u64]| ends.iter().map(|end| end << 20).collect::<Vec<_>>();
+        let ramp = mib(&[
+            1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 45,
+        ]);
+        assert_eq!(ends(45 << 20, true), [vec![64 << 10], ramp].concat());
         assert_eq!(ends(20 << 20, false), [8 << 20, 16 << 20, 20 << 20]);
         assert_eq!(ends(8 << 20, false), [8 << 20]);
         assert_eq!(ends(100_000, true), [100_000]);

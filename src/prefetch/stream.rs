@@ -388,7 +388,12 @@ impl Stream {
             };
             return Begun::Empty(Done::Part(empty));
         }
-        let algorithm = planned.algorithm.filter(|_| policy != ChecksumPolicy::Off);
+        // Of an object that no listing described, the usual CRC is kept: what the server has is told too late.
+        let usual = (!object.is_pinned()).then_some(ChecksumAlgorithm::Crc64Nvme);
+        let algorithm = planned
+            .algorithm
+            .or(usual)
+            .filter(|_| policy != ChecksumPolicy::Off);
         let cursor = Cursor {
             object,
             algorithm,
@@ -626,7 +631,11 @@ impl Stream {
         if policy == ChecksumPolicy::Off {
             return None;
         }
-        if let Some(compared) = part.whole {
+        let check = self
+            .checks
+            .iter()
+            .position(|check| check.serial == part.serial);
+        if let (Some(compared), None) = (part.whole, check) {
             return (!compared).then(|| unverifiable(&part.object, policy));
         }
         self.verifier
@@ -634,11 +643,7 @@ impl Stream {
         if !part.ends_object {
             return None;
         }
-        let at = self
-            .checks
-            .iter()
-            .position(|check| check.serial == part.serial);
-        let answer = at
+        let answer = check
             .and_then(|at| self.checks.remove(at))
             .and_then(|check| check.answer);
         // A HEAD that fails (it may be forbidden where GET is not) leaves the object unverified.

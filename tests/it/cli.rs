@@ -1,6 +1,6 @@
 //! The built command against a scripted S3: what it prints, where, and with which exit code.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -186,7 +186,7 @@ fn cat_reads_a_large_object_over_both_transports() {
 }
 
 #[test]
-fn cat_asks_for_the_object_and_for_nothing_else() {
+fn cat_needs_no_listing_and_its_checksum_may_be_forbidden() {
     let server = server();
     server.script(
         "bkt/",
@@ -199,7 +199,20 @@ fn cat_asks_for_the_object_and_for_nothing_else() {
         ],
     );
     assert_eq!(quietly(&server, &["cat", "s3://bkt/dir/a"]), "alpha\n");
-    assert_eq!(requests(&server), [(Operation::Get, "dir/a".into())]);
+    let asked = requests(&server);
+    assert_eq!(
+        asked
+            .iter()
+            .filter(|(operation, _)| *operation == Operation::Get)
+            .count(),
+        1
+    );
+    assert!(
+        asked
+            .iter()
+            .all(|(operation, key)| *operation != Operation::List && key == "dir/a"),
+        "{asked:?}"
+    );
 }
 
 #[test]
@@ -239,11 +252,6 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
     server.script(
         "bkt/changing",
         vec![Rule::new(Effect::Replace { seed: 2 }).skip(1)],
-    );
-    server.put("bkt", "flipped", &[7; 1000]);
-    server.script(
-        "bkt/flipped",
-        vec![Rule::new(Effect::FlipBit { at_byte: 99 })],
     );
     let changing = ["cat", "s3://bkt/changing", "--part-size", "1MiB", "--json"];
     assert_eq!(code(&run(&server, &changing)), 5);
@@ -335,10 +343,16 @@ fn corrupt_bytes_are_an_error_with_their_object() {
         "bkt/flipped",
         vec![Rule::new(Effect::FlipBit { at_byte: 99 })],
     );
-    let output = run(&server, &["cat", "s3://bkt/flipped"]);
-    let stderr = text(&output.stderr);
-    assert_eq!(code(&output), 5, "{stderr}");
-    assert!(stderr.contains("s3://bkt/flipped: corrupt"), "{stderr}");
+    // As a prefix, which is listed, and as an object, of which nothing is known before the first answer.
+    for uri in ["s3://bkt/flip", "s3://bkt/flipped"] {
+        let output = run(&server, &["cat", uri]);
+        let stderr = text(&output.stderr);
+        assert_eq!(code(&output), 5, "{uri}: {stderr}");
+        assert!(
+            stderr.contains("s3://bkt/flipped: corrupt"),
+            "{uri}: {stderr}"
+        );
+    }
 }
 
 #[test]
@@ -725,9 +739,10 @@ fn ctrl_c_ends_pipe_mode() {
 fn help_names_every_flag_and_the_exit_codes() {
     let help = |args: &[&str]| text(&bare(args).output().unwrap().stdout);
     let top = help(&["--help"]);
-    for word in SUBCOMMANDS
-        .iter()
-        .chain(&["Exit codes:", "143 ended by SIGTERM"])
+    for word in
+        SUBCOMMANDS
+            .iter()
+            .chain(&["Exit codes:", "143 ended by SIGTERM", "STANDPIPE_MEMORY"])
     {
         assert!(top.contains(word), "{word}");
     }
@@ -744,13 +759,7 @@ fn help_names_every_flag_and_the_exit_codes() {
         "--verbose",
         "STANDPIPE_LOG",
     ];
-    let engine = [
-        "--memory",
-        "--part-size",
-        "--concurrency",
-        "--checksums",
-        "STANDPIPE_MEMORY",
-    ];
+    let engine = ["--memory", "--part-size", "--concurrency", "--checksums"];
     for (command, own) in [
         ("cat", &engine[..]),
         ("download", &[&engine[..], &["--fsync"]].concat()),
@@ -775,7 +784,7 @@ fn help_names_every_flag_and_the_exit_codes() {
             .map(|line| line.chars().count())
             .max()
             .unwrap_or(0);
-        assert!(longest <= 120, "{command}: a line of {longest} characters");
+        assert!(longest <= 106, "{command}: a line of {longest} characters");
         assert!(!help.contains('\x1b'));
     }
 }
@@ -888,5 +897,64 @@ fn a_full_disk_is_told_and_leaves_no_temporary_file() {
     assert_eq!(code(&output), 1, "{stderr}");
     assert!(stderr.contains("large: File too large"), "{stderr}");
     assert!(files(target.path()).is_empty());
-    std::io::stdout().flush().unwrap();
+}
+
+#[test]
+fn the_demo_shows_both_modes_with_the_same_bytes() {
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().display().to_string();
+    let args = [
+        "demo",
+        "--out",
+        &path,
+        "--size",
+        "16MiB",
+        "--step-ms",
+        "0",
+        "--json",
+    ];
+    let output = ended(
+        bare(&args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["pipe"]["bytes"], 16 << 20);
+    assert_eq!(told["pipe"]["sha256"], told["file"]["sha256"]);
+    assert_eq!(files(out.path()), ["demo.html", "demo.svg"]);
+    let svg = std::fs::read_to_string(out.path().join("demo.svg")).unwrap();
+    assert!(
+        svg.contains("Pipe mode: first byte after") && !svg.contains("NaN"),
+        "{svg}"
+    );
+}
+
+#[test]
+fn the_bench_stays_within_its_bounds_and_recommends_flags() {
+    let server = server();
+    server.put_synthetic("bkt", "bench/large", 64 << 20, 5);
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().display().to_string();
+    let args = [
+        "bench",
+        "s3://bkt/bench/",
+        "--seconds",
+        "2",
+        "--max-bytes",
+        "256MiB",
+        "--out",
+        &path,
+    ];
+    let output = run(&server, &args);
+    let (told, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(code(&output), 0, "{stderr}");
+    assert!(
+        told.contains("The limit: ") && told.contains("--part-size "),
+        "{told}"
+    );
+    assert!(stderr.contains("at most 256 MiB in 2 s"), "{stderr}");
+    assert_eq!(files(out.path()), ["bench.html", "bench.svg"]);
 }

@@ -274,10 +274,10 @@ fn odd() -> Vec<Case> {
         ),
         right(Rule::new(Effect::Chunked), GETS),
         right(Rule::new(Effect::NoContentLength), PINNED),
-        right(
-            Rule::new(Effect::Surplus { bytes: 10 }),
-            &[Whole, Parts, Sips],
-        ),
+        // Behind a large body the surplus is seen when the connection would be reused, and closes it. Behind a small
+        // one it comes with the head: our transport then trusts nothing of that answer, and asks again.
+        right(Rule::new(Effect::Surplus { bytes: 10 }), &[Whole, Parts]),
+        right(Rule::new(Effect::Surplus { bytes: 10 }).times(1), &[Sips]),
     ]
 }
 

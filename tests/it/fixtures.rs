@@ -1,7 +1,17 @@
-//! The golden files against our code: values that were computed by other means than ours.
+//! The fixtures against our code: checksums that were computed by other means than ours, and keys that need care.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use fake_s3::FakeS3;
+use futures::TryStreamExt as _;
 use serde::Deserialize;
+use standpipe::buffer::PartBuf;
 use standpipe::checksum::{Checksum, ChecksumAlgorithm, Digest};
+use standpipe::client::{Depth, ListEntry, ObjectClient, S3Client, S3Config, Transport};
+use standpipe::object::{ByteRange, ObjectMeta, ObjectUri};
 
 use crate::source;
 
@@ -46,5 +56,73 @@ fn checksums_are_those_of_a_bitwise_implementation_in_the_form_of_the_headers() 
         digest.update(first);
         digest.update(second);
         assert_eq!(digest.value().to_base64(), case.value, "{case:?}, running");
+    }
+}
+
+/// The files below `dir` by their path from `base`, which is their key.
+fn files(base: &Path, dir: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
+    for path in fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        if path.is_dir() {
+            files(base, &path, found);
+        } else {
+            let key = path
+                .strip_prefix(base)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            found.insert(key, fs::read(&path).unwrap());
+        }
+    }
+}
+
+async fn client(server: &FakeS3, transport: Transport) -> S3Client {
+    let config = S3Config {
+        endpoint_url: Some(server.endpoint()),
+        region: Some(server.region().to_owned()),
+        anonymous: true,
+        transport,
+        ..S3Config::default()
+    };
+    S3Client::connect(config, Arc::default()).await.unwrap()
+}
+
+async fn read(client: &S3Client, meta: &ObjectMeta) -> Vec<u8> {
+    let mut into = PartBuf::heap(meta.size_bytes as usize);
+    if meta.size_bytes > 0 {
+        let range = ByteRange::new(0, meta.size_bytes);
+        client.get(&meta.id, range, &mut into).await.unwrap();
+    }
+    into.filled().to_vec()
+}
+
+#[tokio::test]
+async fn keys_that_need_care_are_listed_and_read_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    source::make_sample_data(dir.path());
+    let mut wanted = BTreeMap::new();
+    files(dir.path(), &dir.path().join("odd"), &mut wanted);
+    assert!(wanted.len() > 10 && wanted.values().any(Vec::is_empty));
+
+    let server = FakeS3::start().unwrap();
+    for (key, bytes) in &wanted {
+        server.put("bucket", key, bytes);
+    }
+    for transport in [Transport::Direct, Transport::Stock] {
+        let client = client(&server, transport).await;
+        let listing = client.list(&ObjectUri::s3("bucket", "odd/"), Depth::All);
+        let entries: Vec<ListEntry> = listing.try_collect().await.unwrap();
+        let mut got = BTreeMap::new();
+        for entry in entries {
+            let ListEntry::Object(meta) = entry else {
+                panic!("{entry:?} in a listing of all objects")
+            };
+            let bytes = read(&client, &meta).await;
+            got.insert(meta.id.uri.key().to_owned(), bytes);
+        }
+        assert_eq!(got, wanted, "{transport:?}");
     }
 }

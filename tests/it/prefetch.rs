@@ -124,11 +124,13 @@ fn engine(client: Arc<dyn ObjectClient>, config: PrefetchConfig) -> Prefetcher {
 }
 
 fn retrying(inner: Arc<dyn ObjectClient>) -> Arc<dyn ObjectClient> {
-    Arc::new(RetryClient::new(
-        inner,
-        RetryConfig::default(),
-        Arc::default(),
-    ))
+    // Patient: the schedules fail up to six requests in ten, and what is tested is the engine.
+    let config = RetryConfig {
+        max_attempts: 200,
+        deadline: FOREVER,
+        ..RetryConfig::default()
+    };
+    Arc::new(RetryClient::new(inner, config, Arc::default()))
 }
 
 /// Runs on a clock of its own that jumps to the next timer whenever nothing else can run.

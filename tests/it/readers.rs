@@ -33,14 +33,7 @@ impl Stage {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let made = dir.path().join("made");
-        let status = Command::new("python3")
-            .arg(source::root().join("fixtures/generate.py"))
-            .arg("--out")
-            .arg(&made)
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(status.success(), "fixtures/generate.py: {status}");
+        source::make_sample_data(&made);
         fs::create_dir_all(dir.path().join("input/data")).unwrap();
         let mut shards: Vec<PathBuf> = fs::read_dir(made.join("shards"))
             .unwrap()

@@ -1,10 +1,11 @@
-//! Our own sources as tokens, for the tests that hold the code to its documents.
+//! Our own tree: sources as tokens, for the tests that hold the code to its documents, and fixtures.
 //!
 //! The lexer is `proc_macro2`, the one under every derive macro: comments vanish, strings are literals, a doc comment
 //! is a `#[doc = ".."]` attribute, and the body of a macro call is as visible as any other code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use proc_macro2::TokenStream;
 
@@ -41,4 +42,16 @@ pub(crate) fn rust_files(dir: &str) -> Vec<PathBuf> {
 pub(crate) fn tokens(name: &str, text: &str) -> TokenStream {
     text.parse()
         .unwrap_or_else(|error| panic!("{name}: not Rust: {error}"))
+}
+
+/// Makes the data of fixtures/generate.py anew, so that no test depends on what lies about.
+pub(crate) fn make_sample_data(out: &Path) {
+    let status = Command::new("python3")
+        .arg(root().join("fixtures/generate.py"))
+        .arg("--out")
+        .arg(out)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "fixtures/generate.py: {status}");
 }

@@ -184,7 +184,7 @@ mod tests {
         (good / (good + bad), good / 60.0)
     }
 
-    /// I9: under a limit on the rate, few requests are sent in vain and most of the rate is used.
+    /// Under a limit on the rate, few requests are sent in vain and most of the rate is used.
     #[test]
     fn a_rate_limit_is_approached_and_not_hammered() {
         for rate in [200.0, 500.0, 1000.0] {

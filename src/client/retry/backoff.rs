@@ -155,7 +155,7 @@ mod tests {
 
         /// Without progress an ordeal ends: by count or by time, and never earlier than one of them asks.
         #[test]
-        fn patience_ends_by_count_or_by_time(steps in proptest::collection::vec((0..60u64, 0.0..1.0f64, any::<bool>()), 8)) {
+        fn patience_ends_by_count_or_by_time(steps in proptest::collection::vec((0..60u64, 0.0..1.0f64, any::<bool>()), 12)) {
             let config = RetryConfig::default();
             let begun = Instant::now();
             let mut now = begun;
@@ -165,17 +165,17 @@ mod tests {
                 let kind = if throttled { FailureKind::Throttled } else { FailureKind::Transient };
                 match patience.failed(kind, now, random) {
                     Next::Wait(delay) => {
-                        prop_assert!(index < 7 && now - begun + delay < config.deadline);
+                        prop_assert!(index < 11 && now - begun + delay < config.deadline);
                         now += delay;
                     }
                     Next::GiveUp { attempts, elapsed } => {
                         prop_assert_eq!((attempts as usize, elapsed), (index + 1, now - begun));
-                        prop_assert!(attempts == 8 || elapsed + config.cap >= config.deadline);
+                        prop_assert!(attempts == 12 || elapsed + config.cap >= config.deadline);
                         return Ok(());
                     }
                 }
             }
-            prop_assert!(false, "eight failures and no end");
+            prop_assert!(false, "twelve failures and no end");
         }
     }
 }

@@ -81,16 +81,16 @@ async fn any_byte_starts_the_count_anew_and_costs_no_allowance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn eight_attempts_without_a_byte_are_the_end() {
-    let script: Vec<_> = (0..8).map(|_| failing(0, FaultKind::Server)).collect();
+async fn twelve_attempts_without_a_byte_are_the_end() {
+    let script: Vec<_> = (0..12).map(|_| failing(0, FaultKind::Server)).collect();
     let (client, fault, _) = over(script);
     let (_, answer) = read(&client, &pinned().await).await;
     let error = answer.unwrap_err();
     assert!(
-        matches!(&error, Error::RetriesExhausted { attempts: 8, source, .. } if matches!(**source, Error::Server { .. })),
+        matches!(&error, Error::RetriesExhausted { attempts: 12, source, .. } if matches!(**source, Error::Server { .. })),
         "{error}"
     );
-    assert_eq!(fault.requests(), 8);
+    assert_eq!(fault.requests(), 12);
 }
 
 #[tokio::test(start_paused = true)]
@@ -339,12 +339,12 @@ async fn a_listing_without_order_is_never_cut_short_in_silence() {
 
 #[tokio::test(start_paused = true)]
 async fn a_listing_that_keeps_failing_ends_with_the_error_once() {
-    let client = ending_on_error(vec![failing(0, FaultKind::Server); 20], false);
+    let client = ending_on_error(vec![failing(0, FaultKind::Server); 60], false);
     let entries: Vec<_> = client.list(&uri(""), Depth::All).collect().await;
     assert!(
         matches!(
             &entries[..],
-            [Err(Error::RetriesExhausted { attempts: 8, .. })]
+            [Err(Error::RetriesExhausted { attempts: 12, .. })]
         ),
         "{entries:?}"
     );
@@ -358,7 +358,7 @@ fn behaviour() -> impl Strategy<Value = Behaviour> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// I7: whatever breaks, the bytes are the object's, and none is asked for twice.
+    /// Whatever breaks, the bytes are the object's, and none is asked for twice.
     #[test]
     fn healing_faults_leave_no_trace(script in proptest::collection::vec(behaviour(), 0..8), cut in 0..LEN) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

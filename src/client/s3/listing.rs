@@ -20,7 +20,7 @@ pub(super) struct Page {
 
 /// Reads an answer. Objects and prefixes of a page are merged into the order of their keys, as the server counts them.
 pub(super) fn page(prefix: &ObjectUri, output: &ListObjectsV2Output) -> Result<Page> {
-    let encoded = output.encoding_type() == Some(&EncodingType::Url);
+    let encoded = is_encoded(output);
     let objects = output
         .contents()
         .iter()
@@ -36,6 +36,31 @@ pub(super) fn page(prefix: &ObjectUri, output: &ListObjectsV2Output) -> Result<P
     Ok(Page {
         entries,
         next_token: next_token(prefix, output)?,
+    })
+}
+
+/// Whether the keys are encoded: the answer says so, and none holds what the encoding would have escaped. Some servers
+/// (`s3s-fs`) repeat the `encoding-type` that was asked for and send the keys as they are.
+fn is_encoded(output: &ListObjectsV2Output) -> bool {
+    let objects = output.contents().iter().filter_map(Object::key);
+    let prefixes = output
+        .common_prefixes()
+        .iter()
+        .filter_map(|found| found.prefix());
+    output.encoding_type() == Some(&EncodingType::Url)
+        && objects.chain(prefixes).all(could_be_encoded)
+}
+
+fn could_be_encoded(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let is_escape = |at: usize| {
+        let digits = bytes.get(at + 1..at + 3).unwrap_or_default();
+        digits.len() == 2 && digits.iter().all(u8::is_ascii_hexdigit)
+    };
+    bytes.iter().enumerate().all(|(at, byte)| match byte {
+        b'%' => is_escape(at),
+        b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => false,
+        byte => byte.is_ascii_graphic(),
     })
 }
 
@@ -157,6 +182,16 @@ mod tests {
             keys(&plain.encoding_type(EncodingType::Url).build()),
             ["a%2B b+c"]
         );
+    }
+
+    #[test]
+    fn a_server_that_only_says_that_it_encodes_is_not_believed() {
+        let output = ListObjectsV2Output::builder()
+            .encoding_type(EncodingType::Url)
+            .contents(listed("a+b%20"))
+            .contents(listed("ü"))
+            .build();
+        assert_eq!(keys(&output), ["a+b%20", "ü"]);
     }
 
     #[test]

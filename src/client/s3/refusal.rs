@@ -15,7 +15,8 @@ use crate::object::ObjectUri;
 /// A request that failed, and what could make the next attempt succeed.
 #[derive(Debug)]
 pub(super) struct Failure {
-    pub(super) error: Error,
+    /// Boxed, because every good result would otherwise be moved about with its size.
+    pub(super) error: Box<Error>,
     pub(super) hint: Option<Hint>,
 }
 
@@ -30,7 +31,10 @@ pub(super) enum Hint {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, hint: None }
+        Self {
+            error: Box::new(error),
+            hint: None,
+        }
     }
 }
 
@@ -76,7 +80,7 @@ pub(super) fn refused<'a>(
         .or_else(|| element(&body, "Region"));
     Failure {
         hint: hint(&answer, region),
-        error: classify(subject, answer),
+        error: Box::new(classify(subject, answer)),
     }
 }
 
@@ -376,7 +380,7 @@ mod tests {
                 "<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Message>a &lt; b</Message><RequestId>R1</RequestId></Error>"
             ),
         };
-        refused(subject, status, |_| None, body.as_bytes()).error
+        *refused(subject, status, |_| None, body.as_bytes()).error
     }
 
     #[test]

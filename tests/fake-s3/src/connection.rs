@@ -399,13 +399,14 @@ fn log_entry(
 impl Exchange<'_> {
     /// Asks the script again, now that the body's length is known.
     pub(crate) fn decide_body(&mut self, len: u64) {
-        let request = self.request;
-        let (operation, script) = (self.operation, &self.server.script);
+        let (operation, request) = (self.operation, self.request);
+        let key = api::scripted_key(operation, request);
+        let script = &self.server.script;
         script.decide(
             Phase::Body(len),
             operation,
             &request.bucket,
-            &request.key,
+            &key,
             &mut self.faults,
         );
     }

@@ -876,6 +876,23 @@ fn bodies_break_where_told() {
 }
 
 #[test]
+fn listings_break_like_objects() {
+    let server = faulty(Effect::Truncate { at_byte: 100 });
+    let mut client = connect(&server);
+    client.send("GET", "/b?list-type=2&prefix=k", &[], b"");
+    client.head().unwrap();
+    assert_eq!(client.rest().unwrap().len(), 100);
+    assert!(connect(&server).get("/b?list-type=2", &[]).has("<Key>k<"));
+    server.script(
+        "b/",
+        vec![Rule::new(Effect::Stall { at_byte: 0, ms: 50 }).operations(&[Operation::List])],
+    );
+    let start = Instant::now();
+    assert!(connect(&server).get("/b?list-type=2", &[]).has("<Key>k<"));
+    assert!(start.elapsed() >= Duration::from_millis(50));
+}
+
+#[test]
 fn framing_goes_wrong_as_told() {
     let expected = bytes(4, 100_000);
     let server = faulty(Effect::Chunked);

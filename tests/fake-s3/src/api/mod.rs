@@ -17,7 +17,7 @@ use crate::connection::Exchange;
 use crate::date;
 use crate::log::CredentialKind;
 use crate::request::{Body, Request};
-use crate::response::{Response, S3Error};
+use crate::response::{Body as Answered, Response, S3Error};
 use crate::script::{Operation, Phase};
 use crate::store::{Bucket, PutOptions};
 
@@ -72,6 +72,24 @@ pub(crate) fn handle(
             "We encountered an internal error. Please try again.",
         );
         return exchange.fail(error);
+    }
+    if exchange.operation == Operation::List && response.status == 200 {
+        return break_listing(exchange, response);
+    }
+    response
+}
+
+/// A listing's document can break at a byte like an object: then it is sent like one.
+fn break_listing(exchange: &mut Exchange<'_>, mut response: Response) -> Response {
+    let Answered::Bytes(document) = &response.body else {
+        return response;
+    };
+    exchange.decide_body(document.len() as u64);
+    if exchange.faults.touch_body()
+        && let Ok(content) = exchange.server.store.memory.store(document)
+    {
+        let range = 0..content.len();
+        response.body = Answered::Object(content, range);
     }
     response
 }
