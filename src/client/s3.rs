@@ -64,6 +64,10 @@ use target::Rules;
 /// and its reading of the endpoint rules is the one that everybody else tests.
 const THROUGH_SDK_FROM_BYTES: u64 = 1 << 20;
 
+/// Keys of a listing's first page. A full page of 1,000 is 0.3 MB of XML, 6 ms of S3's time before the first object can
+/// be asked for; the second page is on its way while the first is read.
+const FIRST_PAGE_KEYS: i32 = 100;
+
 /// Reads objects from S3. Cheap to clone; clones share credentials, connections and what was learned of buckets.
 #[derive(Debug, Clone)]
 pub struct S3Client {
@@ -505,6 +509,7 @@ impl Shared {
             .bucket(prefix.bucket())
             .set_prefix(key)
             .set_delimiter((depth == Depth::OneLevel).then(|| "/".to_owned()))
+            .set_max_keys(token.is_none().then_some(FIRST_PAGE_KEYS))
             .set_continuation_token(token)
             .encoding_type(EncodingType::Url)
             .set_request_payer(self.config.request_payer.then_some(RequestPayer::Requester))
