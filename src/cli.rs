@@ -1,7 +1,7 @@
 //! The command line: parse what was typed, then decide what it means.
 //!
 //! [`run`] parses into plain flag structs, sets up logging and hands over to one file per subcommand. A subcommand
-//! returns a [`Report`] or an error; what is printed of it, where, and the exit code are decided in one place each
+//! returns a `Report` or an error; what is printed of it, where, and the exit code are decided in one place each
 //! (`report`, `exit`). Standard output carries data and machine-readable results only; everything for people goes to
 //! standard error, and nothing moves or shines there unless it is a terminal.
 

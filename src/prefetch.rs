@@ -1,11 +1,11 @@
 //! The engine: reads objects ahead of their consumers, in order, within a memory budget.
 //!
-//! A *stream* is a sequence of objects read back to back. Its objects are cut into parts on a fixed grid ([`plan`]).
-//! Parts are issued in delivery order, never more than the stream's [`ReadWindow`] ahead of its consumer, never more
+//! A *stream* is a sequence of objects read back to back. Its objects are cut into parts on a fixed grid (`plan`).
+//! Parts are issued in delivery order, never more than the stream's `ReadWindow` ahead of its consumer, never more
 //! than the engine's concurrency in flight, and never before their memory is reserved. Each part is one spawned task;
-//! it fills its buffer and puts it into the stream's [`PartQueue`], from which the consumer takes the head.
+//! it fills its buffer and puts it into the stream's `PartQueue`, from which the consumer takes the head.
 //!
-//! Every decision is made by [`schedule::Core`], a plain state machine behind one mutex: events go in (a part is done,
+//! Every decision is made by `schedule::Core`, a plain state machine behind one mutex: events go in (a part is done,
 //! a consumer waits, memory is free), parts to fetch come out. The tasks around it only act. What limits throughput is
 //! the bytes in flight: 100 Gb/s at S3's latency takes 2.4 GB of them, so the budget is the first knob and the
 //! concurrency the second.

@@ -13,7 +13,7 @@
 //!
 //! What is left out is the point: no redirects, no proxies, no pipelining, no request bodies, no upgrade. Whatever is
 //! not exactly the answer that was asked for closes the connection, because a connection whose state is in doubt
-//! would hand the rest of one object out as another. So does dropping the future of [`Wire::send`]: a [`Lent`]
+//! would hand the rest of one object out as another. So does dropping the future of [`Wire::send`]: a `Lent`
 //! connection is given back only at the end of a whole body.
 //!
 //! What limits it: one core decrypts or copies for one connection, and every answer costs a wake-up.

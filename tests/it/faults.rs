@@ -440,7 +440,7 @@ fn sockets_to(port: u16) -> usize {
     let suffix = format!(":{port:04X}");
     ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
         .iter()
-        .flat_map(|table| std::fs::read_to_string(table))
+        .flat_map(std::fs::read_to_string)
         .map(|table| {
             let held = table.lines().skip(1).filter(|line| {
                 let fields: Vec<&str> = line.split_whitespace().collect();
