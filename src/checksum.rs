@@ -69,6 +69,56 @@ impl ChecksumAlgorithm {
             Self::Crc64Nvme => 8,
         }
     }
+
+    fn polynomial(self) -> Polynomial {
+        let reflected = match self {
+            Self::Crc32 => 0xedb8_8320,
+            Self::Crc32c => 0x82f6_3b78,
+            Self::Crc64Nvme => 0x9a6c_9329_ac4b_c9b5,
+        };
+        let top = 1 << (8 * self.width_bytes() - 1);
+        Polynomial { reflected, top }
+    }
+}
+
+/// The field that a CRC calculates in: polynomials over two elements, modulo the CRC's own. Reflected, as all CRCs of
+/// S3 are: the highest bit is the coefficient of 1.
+///
+/// Appending n zero bytes multiplies a CRC by x^8n, and the CRC of two pieces end to end is the first one's, so shifted,
+/// plus the second one's (zlib's `crc32_combine` explains why beginning and ending with ones changes nothing). Two
+/// multiplications for each bit of n take about 3 us; the matrices of crc-fast take 150, on the consumer's thread.
+#[derive(Debug, Clone, Copy)]
+struct Polynomial {
+    reflected: u64,
+    top: u64,
+}
+
+impl Polynomial {
+    /// `crc` times x^(8 * `zero_bytes`).
+    fn shift(self, crc: u64, zero_bytes: u64) -> u64 {
+        // x^8, then its square for each bit of the exponent.
+        let mut power = self.top >> 8;
+        let (mut shifted, mut left) = (crc, zero_bytes);
+        while left > 0 {
+            if left & 1 == 1 {
+                shifted = self.times(shifted, power);
+            }
+            power = self.times(power, power);
+            left >>= 1;
+        }
+        shifted
+    }
+
+    fn times(self, a: u64, mut b: u64) -> u64 {
+        let (mut product, mut bit) = (0, self.top);
+        while bit != 0 {
+            // Without branches: the bits of a CRC are random, and a branch on one is guessed wrong half of the time.
+            product ^= b & ((a & bit != 0) as u64).wrapping_neg();
+            b = (b >> 1) ^ (self.reflected & (b & 1).wrapping_neg());
+            bit >>= 1;
+        }
+        product
+    }
 }
 
 /// A full-object checksum: algorithm and value.
@@ -98,11 +148,10 @@ impl Checksum {
             self.algorithm, next.algorithm,
             "checksums of one object share an algorithm"
         );
-        let value =
-            crc_fast::checksum_combine(self.algorithm.fast(), self.value, next.value, next_len);
+        let polynomial = self.algorithm.polynomial();
         Self {
             algorithm: self.algorithm,
-            value,
+            value: polynomial.shift(self.value, next_len) ^ next.value,
         }
     }
 
