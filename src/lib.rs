@@ -50,3 +50,8 @@ pub mod pipe;
 pub mod prefetch;
 pub mod runtime;
 mod sync;
+
+/// The README's Rust is a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
