@@ -124,8 +124,17 @@ impl<T> PartQueue<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::task::Wake;
+
     use super::*;
     use proptest::prelude::*;
+
+    struct Ignored;
+
+    impl Wake for Ignored {
+        fn wake(self: Arc<Self>) {}
+    }
 
     #[test]
     fn only_the_head_wakes() {
@@ -137,6 +146,17 @@ mod tests {
         assert_eq!(queue.take(Waker::noop()), Taken::Ready("a"));
         assert_eq!(queue.take(Waker::noop()), Taken::Ready("b"));
         assert_eq!(queue.take(Waker::noop()), Taken::Empty);
+    }
+
+    #[test]
+    fn whoever_asked_last_is_woken() {
+        let [first, second] = [(); 2].map(|()| Waker::from(Arc::new(Ignored)));
+        let mut queue = PartQueue::new();
+        let slot = queue.open();
+        assert_eq!(queue.take(&first), Taken::Pending);
+        assert_eq!(queue.take(&second), Taken::Pending);
+        let woken = queue.complete(slot, "a").unwrap().unwrap();
+        assert!(woken.will_wake(&second) && !woken.will_wake(&first));
     }
 
     #[test]

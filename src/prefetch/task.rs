@@ -257,6 +257,9 @@ impl Shared {
         sender: mpsc::Sender<Feed>,
         starved: Arc<AtomicBool>,
     ) {
+        // Declared before the sender is taken in, so dropped after it: a lister that dies closes the feed, then tells.
+        let _told = TellOfEnd(self.clone());
+        let sender = sender;
         loop {
             let (item, last) = match objects.next().await {
                 Some(Ok(planned)) => (Feed::Object(planned), false),
@@ -283,6 +286,15 @@ impl Shared {
             .bytes_wasted
             .add(completion.leftovers.discard());
         self.pump();
+    }
+}
+
+/// Has the streams looked at when a lister ends, even by a panic: its consumer may be waiting for the next object.
+struct TellOfEnd(Arc<Shared>);
+
+impl Drop for TellOfEnd {
+    fn drop(&mut self) {
+        self.0.pump();
     }
 }
 

@@ -522,6 +522,27 @@ fn drain(file: &mut File) -> Vec<u8> {
     all
 }
 
+/// A panic of the program that serves is no end of the data either, as long as the process lives.
+#[test]
+fn a_panic_never_looks_like_the_end() {
+    let stage = Stage::new(&[10]);
+    let source = stage.source();
+    let channel = PipeChannel::new("train".parse().unwrap(), move |epoch| {
+        assert_eq!(epoch, 0, "a source that panics");
+        source(epoch)
+    });
+    let mut server = stage.serve(vec![channel]).unwrap();
+    let mut file = open_nonblocking(&stage.path("train_0"));
+    let server = within(move || {
+        let waited = std::panic::AssertUnwindSafe(|| server.wait());
+        assert!(std::panic::catch_unwind(waited).is_err());
+        server
+    });
+    assert_eq!(drain(&mut file), stage.objects[0]);
+    drop(server);
+    assert!(is_readable(&file, HANG), "dropping the server closes it");
+}
+
 /// P13: a reader that stays is waited for no longer than the grace period; its FIFO has no end even then, as long as
 /// the process lives.
 #[test]

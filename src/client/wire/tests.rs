@@ -394,6 +394,24 @@ async fn silence_and_trickle_are_stalls() {
 }
 
 #[tokio::test]
+async fn a_surplus_behind_a_buffered_answer_costs_the_connection() {
+    let refused =
+        "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n";
+    let smuggled = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    let scripts = vec![
+        vec![Request, say([refused, smuggled].concat()), Hold],
+        vec![Request, ok(b"good"), Hold],
+    ];
+    let (endpoint, server) = play(scripts).await;
+    let wire = wire();
+    let reply = buffered(&wire, &endpoint, 100).await.unwrap();
+    assert_eq!((&reply.body[..], idle(&wire)), (&b"no"[..], 0));
+    assert_eq!(get(&wire, &endpoint, 4).await.unwrap(), b"good");
+    drop(wire);
+    server.await.unwrap();
+}
+
+#[tokio::test]
 async fn error_answers_are_buffered_whole_and_keep_their_connection() {
     let error = b"<Error><Code>NoSuchKey</Code></Error>";
     let chunked = [
