@@ -79,8 +79,8 @@ fn measure(
     config.memory_bytes = 128 << 20;
     let engine = Prefetcher::new(client, config, metrics)?;
     group.throughput(Throughput::Bytes(size_bytes));
-    let modes: [(&str, fn(&Prefetcher, &Path) -> Outcome<u64>); 2] =
-        [("pipe", pipe), ("file", file)];
+    type Mode = fn(&Prefetcher, &Path) -> Outcome<u64>;
+    let modes: [(&str, Mode); 2] = [("pipe", pipe), ("file", file)];
     for (name, mode) in modes {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {

@@ -195,6 +195,12 @@ pub enum Error {
     /// The reader was closed, or the process is shutting down.
     #[error("cancelled")]
     Cancelled,
+    /// A task of ours died: a bug, and never taken for the end of the data or for a cancellation.
+    #[error("{what} ended without a result")]
+    Internal {
+        /// Which task, and of which object where there is one.
+        what: String,
+    },
 }
 
 impl Error {
@@ -274,6 +280,9 @@ impl Error {
             }
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "make space on the disk, or use Pipe mode, which needs none"
+            }
+            Self::Internal { .. } => {
+                "this is a bug in Standpipe: please report it, with the log of a run with -vv"
             }
             _ => return None,
         })

@@ -12,8 +12,9 @@
 //!
 //! Why nothing deadlocks: a stream reserves memory only in delivery order, and while it has no part under way, a
 //! *head credit* of one part stays free for it. So the part that a consumer waits for can always be fetched, whatever
-//! the other streams hold. The one exception is a consumer that keeps every byte it was given (collecting into a
-//! list): its next part is then fetched beyond the budget, and counted as an overdraft.
+//! the other streams hold. The exception is a consumer that keeps every byte it was given (collecting into a list), or
+//! memory that can't be taken back at once: its next part is then fetched beyond the budget, and counted as an
+//! overdraft. One part per waiting stream, never more.
 
 mod config;
 mod plan;

@@ -38,6 +38,8 @@ pub struct ObjectReader {
     /// What is left of the last chunk, for `AsyncRead` and `Read`.
     rest: Bytes,
     waiting_since: Option<Instant>,
+    /// The error was given out as the last item of the `Stream`.
+    error_told: bool,
 }
 
 impl ObjectReader {
@@ -47,6 +49,7 @@ impl ObjectReader {
             failed: None,
             rest: Bytes::new(),
             waiting_since: None,
+            error_told: false,
         }
     }
 
@@ -136,18 +139,23 @@ impl fmt::Debug for ObjectReader {
     }
 }
 
+/// Yields an error once, as its last item: combinators that collect would never end otherwise.
 impl Stream for ObjectReader {
     type Item = Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
+        while !self.error_told {
             return Poll::Ready(match ready!(self.poll_chunk(cx)) {
                 Ok(Some(chunk)) if chunk.bytes.is_empty() => continue,
                 Ok(Some(chunk)) => Some(Ok(chunk.bytes)),
                 Ok(None) => None,
-                Err(error) => Some(Err(error)),
+                Err(error) => {
+                    self.error_told = true;
+                    Some(Err(error))
+                }
             });
         }
+        Poll::Ready(None)
     }
 }
 

@@ -337,7 +337,8 @@ impl Stream {
 
     /// Takes the next object from the feed, until there is one to fetch or the feed is dry.
     pub(super) fn plan(&mut self, grid: Grid, policy: ChecksumPolicy) -> Option<PlanEvent> {
-        while self.cursor.is_none() && !self.exhausted {
+        // Revoked pieces come before everything that is still to be planned, empty objects and errors included.
+        while self.cursor.is_none() && self.revoked.is_empty() && !self.exhausted {
             // Set before looking: a lister that sends after the look sees it.
             self.source.starved.store(true, Ordering::SeqCst);
             let done = match self.source.feed.try_recv() {
@@ -352,7 +353,9 @@ impl Stream {
                     return self.queue.wake().map(PlanEvent::Wake);
                 }
                 Err(TryRecvError::Empty) => return None,
-                Err(TryRecvError::Disconnected) => self.ended_by(Error::Cancelled),
+                Err(TryRecvError::Disconnected) => self.ended_by(Error::Internal {
+                    what: "the listing's task".into(),
+                }),
             };
             let slot = self.queue.open();
             let wake = self

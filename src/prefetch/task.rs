@@ -334,7 +334,9 @@ impl FetchTask {
 impl Drop for FetchTask {
     fn drop(&mut self) {
         if !self.finished {
-            self.finish(PartBuf::heap(0), Err(Error::Cancelled));
+            let piece = &self.ticket.piece;
+            let what = format!("the task of {}, bytes {}", piece.object.uri, piece.range);
+            self.finish(PartBuf::heap(0), Err(Error::Internal { what }));
         }
     }
 }

@@ -154,7 +154,7 @@ fn slow() -> Vec<Case> {
         ),
         right(
             Rule::new(Effect::RequestRate {
-                per_second: 20.0,
+                per_second: 10.0,
                 burst: 1.0,
             }),
             &[Parts, Sips],
