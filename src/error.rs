@@ -281,6 +281,21 @@ impl Error {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "make space on the disk, or use Pipe mode, which needs none"
             }
+            Self::Io { .. } => {
+                "check that the path exists, is of the right kind and may be used by this user"
+            }
+            Self::Server { .. } => {
+                "the service failed on its side: try again later, and give its support the request id"
+            }
+            Self::Refused { .. } => {
+                "check the endpoint, the region and the flags against what the service says; it does not take this request"
+            }
+            Self::Protocol { .. } => {
+                "check that the endpoint speaks S3 over HTTP/1.1; behind a proxy, try --transport stock"
+            }
+            Self::RangeNotSatisfiable { .. } => {
+                "the object is shorter than expected: list it again, it was probably replaced"
+            }
             Self::Internal { .. } => {
                 "this is a bug in Standpipe: please report it, with the log of a run with -vv"
             }

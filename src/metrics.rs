@@ -246,6 +246,18 @@ impl Snapshot {
                     percent(stall_share)
                 ),
             )
+        } else if sink == Sink::Disk && stall_share.max(sink_share) < 0.1 {
+            let slower = if stall_share > sink_share {
+                Bottleneck::Network
+            } else {
+                Bottleneck::Disk
+            };
+            let advice = format!(
+                "neither was waited for long (the network {}%, the disk {}% of the time): the CPU was the limit, or the run was short",
+                percent(stall_share),
+                percent(sink_share)
+            );
+            (slower, advice)
         } else if sink == Sink::Disk {
             (
                 Bottleneck::Disk,
@@ -305,5 +317,6 @@ mod tests {
         assert_eq!(judged(0.9, 0.1, 5, Sink::Consumer), Bottleneck::Throttled);
         assert_eq!(judged(0.02, 0.9, 0, Sink::Consumer), Bottleneck::Consumer);
         assert_eq!(judged(0.02, 0.9, 0, Sink::Disk), Bottleneck::Disk);
+        assert_eq!(judged(0.05, 0.02, 0, Sink::Disk), Bottleneck::Network);
     }
 }

@@ -61,7 +61,19 @@ impl Failure {
         let last = place
             .last
             .map(|(uri, offset)| (uri.to_string(), Some(offset)));
-        let (object, offset) = object_and_offset(&error).or(last).unzip();
+        // Errors that know no offset (403, 404) struck the part after the last one that was delivered.
+        let after_last = last.clone();
+        let (object, offset) = match object_and_offset(&error) {
+            Some((object, None)) => {
+                let same = after_last.filter(|(uri, _)| *uri == object);
+                Some((
+                    object,
+                    Some(same.and_then(|(_, offset)| offset).unwrap_or(0)),
+                ))
+            }
+            known => known.or(last),
+        }
+        .unzip();
         Self {
             channel: place.channel.clone(),
             epoch: place.epoch,

@@ -137,6 +137,7 @@ fn files(directory: &Path) -> Vec<String> {
     names
 }
 
+/// S1: the order is the one given.
 #[test]
 fn cat_concatenates_objects_prefixes_and_patterns_in_the_order_given() {
     let server = server();
@@ -185,6 +186,7 @@ fn cat_reads_a_large_object_over_both_transports() {
     }
 }
 
+/// S2: no permission to list is needed.
 #[test]
 fn cat_needs_no_listing_and_its_checksum_may_be_forbidden() {
     let server = server();
@@ -335,6 +337,7 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
     }
 }
 
+/// S3: corrupt bytes are never a success.
 #[test]
 fn corrupt_bytes_are_an_error_with_their_object() {
     let server = server();
@@ -384,6 +387,32 @@ fn wrong_keys_and_missing_credentials_say_which() {
     );
 }
 
+/// A profile that is named comes before keys in the environment, which may be another account's.
+#[test]
+fn a_named_profile_comes_before_the_environment() {
+    let server = server();
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("credentials");
+    let text_ = format!("[good]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n");
+    std::fs::write(&file, text_).unwrap();
+    let with_profile = |name: &str| {
+        command(&server, &["cat", "s3://bkt/dir/a", "--profile", name])
+            .env("AWS_SHARED_CREDENTIALS_FILE", &file)
+            .env("AWS_SECRET_ACCESS_KEY", "of another account")
+            .output()
+            .unwrap()
+    };
+    let good = with_profile("good");
+    assert_eq!(
+        (code(&good), text(&good.stdout)),
+        (0, "alpha\n".into()),
+        "{}",
+        text(&good.stderr)
+    );
+    let unknown = with_profile("nope");
+    assert_eq!(code(&unknown), 4, "{}", text(&unknown.stderr));
+}
+
 #[test]
 fn an_unknown_certificate_is_told_with_the_flag_that_names_its_issuer() {
     let server = FakeS3::builder().tls(true).start().unwrap();
@@ -404,6 +433,7 @@ fn an_unknown_certificate_is_told_with_the_flag_that_names_its_issuer() {
     assert_eq!(text(&output.stdout), "alpha", "{}", text(&output.stderr));
 }
 
+/// S4: a reader that goes away is no failure.
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let server = server();
@@ -511,6 +541,7 @@ fn json_summaries_stand_beside_the_data() {
     assert!(output.stderr.is_empty());
 }
 
+/// F1: the tree is that of the keys, and a second run fetches only what is missing.
 #[test]
 fn download_writes_the_tree_and_a_second_run_only_what_is_missing() {
     let server = server();
@@ -541,6 +572,7 @@ fn download_writes_the_tree_and_a_second_run_only_what_is_missing() {
     );
 }
 
+/// F2: one object is downloaded without permission to list.
 #[test]
 fn download_of_one_object_needs_no_permission_to_list() {
     let server = server();
@@ -560,6 +592,7 @@ fn download_of_one_object_needs_no_permission_to_list() {
     assert_eq!(files(target.path()), ["a"]);
 }
 
+/// F3: an interrupted download leaves nothing half-written.
 #[test]
 fn ctrl_c_leaves_nothing_half_written() {
     let server = server();
@@ -873,6 +906,7 @@ fn settings_come_from_the_environment_too() {
     assert!(text(&output.stderr).contains("--part-size"));
 }
 
+/// F4: a file that can't be written whole is an error and leaves no temporary file.
 #[test]
 fn a_full_disk_is_told_and_leaves_no_temporary_file() {
     // A quota of the shell stands in for a full disk: writes beyond it fail in the same place.

@@ -475,6 +475,7 @@ fn a_failed_get_never_looks_like_the_end() {
     });
     let status = stage.status("train_0.error.json");
     assert_eq!(status["object"], "memory://m/d/0001");
+    assert!(status["offset"].is_u64(), "{status}");
     assert_eq!(
         (&status["channel"], &status["epoch"]),
         (&"train".into(), &0.into())

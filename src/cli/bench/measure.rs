@@ -35,8 +35,12 @@ pub(super) struct Point {
     pub(super) requests: u64,
 }
 
-/// Of an engine's run, the first third is not counted: connections are opened and memory is touched for the first time.
+/// Of a run, the first third is not counted: connections are opened and memory is touched for the first time.
 const WARM_UP: u32 = 3;
+/// A run whose parts are large and many for its time goes on until it has seen this many after the warm-up, or for
+/// [`PATIENCE`] times as long: before that it has no rate.
+const LEAST_PARTS: u64 = 4;
+const PATIENCE: u32 = 4;
 
 /// Clocks at the start of a run.
 #[derive(Debug)]
@@ -84,23 +88,33 @@ pub(super) fn bare(
     config: &PrefetchConfig,
     share: Share,
 ) -> Result<Point> {
-    let meter = Meter::start();
+    let begun = Instant::now();
     let work = Arc::new(Work {
         ranges: ranges(objects, config.part_bytes),
         next: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
-        until: meter.started + share.time,
+        until: begun + share.time,
         most_bytes: share.bytes,
     });
     let tasks: Vec<_> = (0..config.concurrency)
         .map(|_| runtime::handle().spawn(work.clone().fetch(client.clone(), config.part_bytes)))
         .collect();
+    let warm_until = begun + share.time / WARM_UP;
+    let is_warm = || {
+        let bytes = work.bytes.load(Ordering::Relaxed);
+        Instant::now() >= warm_until || bytes >= share.bytes / u64::from(WARM_UP)
+    };
+    while !is_warm() {
+        std::thread::sleep(LOOK);
+    }
+    let (meter, warm) = (Meter::start(), work.bytes.load(Ordering::Relaxed));
     for task in tasks {
         runtime::handle()
             .block_on(task)
             .unwrap_or(Err(Error::Cancelled))?;
     }
-    Ok(meter.point(work.bytes.load(Ordering::Relaxed), config, metrics))
+    let bytes = work.bytes.load(Ordering::Relaxed) - warm;
+    Ok(meter.point(bytes, config, metrics))
 }
 
 /// What the tasks share.
@@ -163,9 +177,17 @@ pub(super) fn engine(
     let endless = stream::iter(objects.into_iter().cycle()).map(Ok).boxed();
     let mut reader = engine.read_all(endless)?.blocking();
     let begun = Instant::now();
-    let mut take = |until: Duration, most_bytes: u64| -> Result<u64> {
+    let mut take = |until: Duration, least_bytes: u64, most_bytes: u64| -> Result<u64> {
         let mut bytes = 0;
-        while bytes < most_bytes && begun.elapsed() < until {
+        let in_time = |bytes: u64| {
+            let limit = if bytes < least_bytes {
+                until * PATIENCE
+            } else {
+                until
+            };
+            begun.elapsed() < limit
+        };
+        while bytes < most_bytes && in_time(bytes) {
             match reader.next_chunk_timeout(LOOK)? {
                 Next::Chunk(chunk) => bytes += chunk.bytes.len() as u64,
                 Next::TimedOut => {}
@@ -174,8 +196,15 @@ pub(super) fn engine(
         }
         Ok(bytes)
     };
-    let warm = take(share.time / WARM_UP, share.bytes / u64::from(WARM_UP))?;
+    let one_part = config.part_bytes;
+    let warm = take(
+        share.time / WARM_UP,
+        one_part,
+        share.bytes / u64::from(WARM_UP),
+    )?;
     let meter = Meter::start();
-    let bytes = take(share.time, share.bytes.saturating_sub(warm))?;
+    let least_bytes = LEAST_PARTS * one_part;
+    let most_bytes = share.bytes.saturating_sub(warm).max(least_bytes);
+    let bytes = take(share.time, least_bytes, most_bytes)?;
     Ok(meter.point(bytes, &config, &metrics))
 }

@@ -191,9 +191,13 @@ pub(super) fn check_url(key: &str, url: &str) -> Result<http::Uri> {
     }
 }
 
-/// Whether no DNS name can lie below this host, so that a bucket must go into the path.
+/// Whether buckets go into the path below this endpoint: everywhere but at AWS, as with the AWS CLI. Few other stores
+/// have a DNS name for each bucket.
 pub(super) fn needs_path_style(host: &str) -> bool {
-    is_ip(host) || host.eq_ignore_ascii_case("localhost")
+    let host = host.to_ascii_lowercase();
+    ![".amazonaws.com", ".amazonaws.com.cn", ".api.aws"]
+        .iter()
+        .any(|aws| host.ends_with(aws))
 }
 
 /// Whether the host is this machine, which no proxy can reach for us.
@@ -202,10 +206,6 @@ pub(super) fn is_loopback(host: &str) -> bool {
         || bare(host)
             .parse::<std::net::IpAddr>()
             .is_ok_and(|ip| ip.is_loopback())
-}
-
-fn is_ip(host: &str) -> bool {
-    bare(host).parse::<std::net::IpAddr>().is_ok()
 }
 
 fn bare(host: &str) -> &str {
@@ -238,11 +238,22 @@ mod tests {
     }
 
     #[test]
-    fn buckets_go_into_the_path_below_addresses() {
-        for host in ["127.0.0.1", "[::1]", "10.1.2.3", "LOCALHOST"] {
+    fn buckets_go_into_the_path_but_at_aws() {
+        for host in [
+            "127.0.0.1",
+            "[::1]",
+            "10.1.2.3",
+            "LOCALHOST",
+            "minio.local",
+            "notamazonaws.com",
+        ] {
             assert!(needs_path_style(host), "{host}");
         }
-        for host in ["s3.amazonaws.com", "minio.local", "localhost.example"] {
+        for host in [
+            "s3.amazonaws.com",
+            "S3.eu-west-1.AMAZONAWS.com",
+            "s3.dualstack.us-east-1.api.aws",
+        ] {
             assert!(!needs_path_style(host), "{host}");
         }
         assert!(is_loopback("[::1]") && is_loopback("127.9.9.9") && !is_loopback("10.0.0.1"));

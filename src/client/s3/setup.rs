@@ -7,7 +7,9 @@ use std::time::Duration;
 use aws_config::BehaviorVersion;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_sdk_s3::config::{
     Credentials, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig,
@@ -135,10 +137,17 @@ fn wire(config: &S3Config, bundle: Option<Bundle>, metrics: &Arc<Metrics>) -> Re
 
 async fn load(config: &S3Config, http: SharedHttpClient) -> SdkConfig {
     let mut profile_region = ProfileFileRegionProvider::builder();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
     if let Some(profile) = &config.profile {
         profile_region = profile_region.profile_name(profile);
         loader = loader.profile_name(profile);
+        // Named outright, it comes before keys in the environment, as with the AWS CLI: those may be another account's.
+        let provider = ProviderConfig::without_region().with_http_client(http.clone());
+        let credentials = ProfileFileCredentialsProvider::builder()
+            .configure(&provider)
+            .profile_name(profile)
+            .build();
+        loader = loader.credentials_provider(credentials);
     }
     if config.anonymous {
         loader = loader.no_credentials();
