@@ -20,7 +20,10 @@ use standpipe::object::{ByteRange, ObjectId};
 use crate::conformance::content;
 use crate::world::{Wire, World, eventually, s3, server};
 
-const LEN: u64 = 300_001;
+/// Every request is below the size from which on the SDK signs and sends it.
+const SMALL: u64 = 300_001;
+/// The whole object and each of its parts are above it.
+const LARGE: u64 = 4_000_003;
 const PARTS: u64 = 3;
 /// Two pages.
 const KEYS: usize = 1_100;
@@ -326,9 +329,9 @@ fn shipped(client: Arc<dyn ObjectClient>, metrics: Arc<Metrics>) -> Arc<dyn Obje
     Arc::new(RetryClient::new(Arc::new(limited), config, metrics))
 }
 
-async fn head(world: &World) -> Result<()> {
+async fn head(world: &World, len: u64) -> Result<()> {
     let meta = world.client.head(&world.uri("data/k")).await?;
-    assert_eq!(meta.size_bytes, LEN);
+    assert_eq!(meta.size_bytes, len);
     Ok(())
 }
 
@@ -347,38 +350,38 @@ async fn list(world: &World) -> Result<()> {
     Ok(())
 }
 
-async fn get(world: &World, id: &ObjectId, start: u64, end: u64) -> Result<()> {
+async fn get(world: &World, id: &ObjectId, start: u64, end: u64, len: u64) -> Result<()> {
     let (bytes, answer) = world.read(id, ByteRange::new(start, end)).await;
     answer?;
-    let end = end.min(LEN) as usize;
-    assert!(bytes == content(LEN, 0)[start as usize..end], "other bytes");
+    let end = end.min(len) as usize;
+    assert!(bytes == content(len, 0)[start as usize..end], "other bytes");
     Ok(())
 }
 
-async fn parts(world: &World, id: &ObjectId) -> Result<()> {
-    let size = LEN.div_ceil(PARTS);
-    let parts = (0..PARTS).map(|at| get(world, id, at * size, ((at + 1) * size).min(LEN)));
+async fn parts(world: &World, id: &ObjectId, len: u64) -> Result<()> {
+    let size = len.div_ceil(PARTS);
+    let parts = (0..PARTS).map(|at| get(world, id, at * size, ((at + 1) * size).min(len), len));
     futures::future::try_join_all(parts).await?;
     Ok(())
 }
 
-async fn sips(world: &World, id: &ObjectId) -> Result<()> {
+async fn sips(world: &World, id: &ObjectId, len: u64) -> Result<()> {
     for at in 0..10 {
-        get(world, id, at * 1_000, at * 1_000 + 10).await?;
+        get(world, id, at * 1_000, at * 1_000 + 10, len).await?;
         // Long enough for the server to close what it wants to close; the case is right without it, too.
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
     Ok(())
 }
 
-async fn perform(world: &World, doing: Doing, id: &ObjectId) -> Result<()> {
+async fn perform(world: &World, doing: Doing, id: &ObjectId, len: u64) -> Result<()> {
     match doing {
-        Head => head(world).await,
+        Head => head(world, len).await,
         List => list(world).await,
-        Whole => get(world, id, 0, LEN).await,
-        Parts => parts(world, id).await,
-        Unpinned => get(world, &ObjectId::unpinned(id.uri.clone()), 0, 2 * LEN).await,
-        Sips => sips(world, id).await,
+        Whole => get(world, id, 0, len, len).await,
+        Parts => parts(world, id, len).await,
+        Unpinned => get(world, &ObjectId::unpinned(id.uri.clone()), 0, 2 * len, len).await,
+        Sips => sips(world, id, len).await,
     }
 }
 
@@ -392,10 +395,16 @@ fn operations(doing: Doing) -> &'static [Operation] {
 
 /// Performs one operation under one condition, on a server of its own, and looks for what is left. Returns what went
 /// wrong.
-async fn run(wire: Wire, transport: Transport, case: &Case, doing: Doing) -> Option<String> {
+async fn run(
+    wire: Wire,
+    transport: Transport,
+    case: &Case,
+    doing: Doing,
+    len: u64,
+) -> Option<String> {
     let about = format!("{:?} on {doing:?}", case.rule);
     let server = server(wire);
-    let etag = server.put("bucket", "data/k", &content(LEN, 0));
+    let etag = server.put("bucket", "data/k", &content(len, 0));
     if doing == List {
         for at in 0..KEYS {
             server.put("bucket", &format!("list/{at:04}"), b"");
@@ -404,11 +413,11 @@ async fn run(wire: Wire, transport: Transport, case: &Case, doing: Doing) -> Opt
     let world = s3(server.clone(), transport, shipped).await;
     let id = ObjectId {
         etag: Some(etag.into()),
-        size_bytes: Some(LEN),
+        size_bytes: Some(len),
         ..ObjectId::unpinned(world.uri("data/k"))
     };
     server.script("", vec![case.rule.clone().operations(operations(doing))]);
-    let answer = tokio::time::timeout(PATIENCE, perform(&world, doing, &id)).await;
+    let answer = tokio::time::timeout(PATIENCE, perform(&world, doing, &id, len)).await;
     let Ok(answer) = answer else {
         return Some(format!("{about} hangs"));
     };
@@ -453,11 +462,22 @@ fn sockets_to(port: u16) -> usize {
 }
 
 async fn every_condition(wire: Wire, transport: Transport) {
+    conditions(wire, transport, SMALL, |_| true).await;
+}
+
+/// The conditions on bodies again, for requests that go through the SDK and fill their part from below it.
+async fn conditions_of_large_bodies(wire: Wire, transport: Transport) {
+    conditions(wire, transport, LARGE, |doing| {
+        matches!(doing, Whole | Parts | Unpinned)
+    })
+    .await;
+}
+
+async fn conditions(wire: Wire, transport: Transport, len: u64, wanted: fn(Doing) -> bool) {
     let cases = table();
     let runs = cases.iter().flat_map(|case| {
-        case.doing
-            .iter()
-            .map(move |doing| run(wire, transport, case, *doing))
+        let doing = case.doing.iter().filter(|doing| wanted(**doing));
+        doing.map(move |doing| run(wire, transport, case, *doing, len))
     });
     let wrong: Vec<String> = futures::stream::iter(runs)
         .buffer_unordered(AT_ONCE)
@@ -490,4 +510,14 @@ async fn stock() {
 #[tokio::test]
 async fn stock_over_tls() {
     every_condition(Wire::Tls, Transport::Stock).await;
+}
+
+#[tokio::test]
+async fn direct_through_the_sdk() {
+    conditions_of_large_bodies(Wire::Plain, Transport::Direct).await;
+}
+
+#[tokio::test]
+async fn direct_through_the_sdk_over_tls() {
+    conditions_of_large_bodies(Wire::Tls, Transport::Direct).await;
 }
