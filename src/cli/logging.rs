@@ -9,9 +9,10 @@ use super::progress;
 
 /// Starts logging as `-v` and `STANDPIPE_LOG` ask.
 pub(super) fn start(flags: &OutputFlags) {
+    // The SDK logs as errors what our retries get over (a connection that broke, say): it speaks only when asked.
     let by_flags = match (flags.quiet, flags.verbose) {
-        (true, 0) => "error",
-        (_, 0) => "warn",
+        (true, 0) => "standpipe=error",
+        (_, 0) => "standpipe=warn",
         (_, 1) => "warn,standpipe=info",
         (_, 2) => "warn,standpipe=debug",
         _ => "trace",

@@ -895,6 +895,26 @@ fn logs_go_to_standard_error_and_follow_the_flag() {
     );
 }
 
+/// What a retry gets over is no error to the user, whoever logs it.
+#[test]
+fn faults_that_heal_are_not_logged() {
+    let server = server();
+    server.put_synthetic("bkt", "broken", 3 << 20, 1);
+    let resets = Rule::new(Effect::Reset { at_byte: 1_000 });
+    server.script(
+        "bkt/broken",
+        vec![resets.times(3), Rule::new(Effect::Garbage).times(2)],
+    );
+    let output = run(&server, &["cat", "s3://bkt/broken"]);
+    assert_eq!((code(&output), output.stdout.len()), (0, 3 << 20));
+    let stderr = text(&output.stderr);
+    assert!(
+        !stderr.contains("aws_smithy") && !stderr.contains("ERROR"),
+        "{stderr}"
+    );
+    assert!(server.log().iter().any(|entry| !entry.faults.is_empty()));
+}
+
 #[test]
 fn settings_come_from_the_environment_too() {
     let server = server();
