@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput};
-use fake_s3::{Latency, Shape};
+use criterion::{BenchmarkGroup, Throughput};
 use standpipe::client::Transport;
 use standpipe::metrics::Metrics;
 use standpipe::pipe::{PipeChannel, PipeConfig, PipeServer};
@@ -22,8 +21,10 @@ use standpipe::prefetch::{PrefetchConfig, Prefetcher};
 mod server;
 #[path = "support/stack.rs"]
 mod stack;
+#[path = "support/suite.rs"]
+mod suite;
 
-use server::{Objects, Server, Spec};
+use server::{Objects, Server};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -31,48 +32,22 @@ const PREFIX: &str = "files/";
 const FILES: u64 = 4;
 
 fn main() -> Outcome<()> {
-    if server::serve_if_asked()? {
-        return Ok(());
+    suite::run("modes", files, measure)
+}
+
+/// The files, in all of `size_bytes`.
+fn files(size_bytes: u64) -> Objects {
+    Objects {
+        count: Some(FILES),
+        ..Objects::one(PREFIX, size_bytes / FILES)
     }
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_secs(1))
-        .measurement_time(Duration::from_secs(5))
-        .configure_from_args();
-    for (name, size_bytes, latency) in [
-        ("bare", 128 << 20, Latency::default()),
-        ("s3", 32 << 20, Latency::s3()),
-    ] {
-        for tls in [false, true] {
-            let mut group = criterion.benchmark_group(format!(
-                "modes/{name}/{}",
-                if tls { "tls" } else { "plain" }
-            ));
-            measure(&mut group, size_bytes, latency, tls)?;
-            group.finish();
-        }
-    }
-    criterion.final_summary();
-    Ok(())
 }
 
 fn measure(
     group: &mut BenchmarkGroup<'_, WallTime>,
+    server: &Server,
     size_bytes: u64,
-    latency: Latency,
-    tls: bool,
 ) -> Outcome<()> {
-    let server = Server::start(&Spec {
-        tls,
-        shape: Shape {
-            latency,
-            ..Shape::default()
-        },
-        objects: vec![Objects {
-            count: Some(FILES),
-            ..Objects::one(PREFIX, size_bytes / FILES)
-        }],
-    })?;
     let metrics = Arc::new(Metrics::default());
     let client = stack::connect(&server.endpoint, Transport::Direct, false, &metrics)?;
     let mut config = PrefetchConfig::default();

@@ -7,12 +7,10 @@
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput};
+use criterion::{BenchmarkGroup, Throughput};
 use fake_s3::raw::RawReader;
-use fake_s3::{Latency, Shape};
 use standpipe::client::Transport;
 use standpipe::metrics::Metrics;
 use standpipe::prefetch::{PrefetchConfig, Prefetcher};
@@ -21,8 +19,10 @@ use standpipe::prefetch::{PrefetchConfig, Prefetcher};
 mod server;
 #[path = "support/stack.rs"]
 mod stack;
+#[path = "support/suite.rs"]
+mod suite;
 
-use server::{BUCKET, Objects, Server, Spec};
+use server::{BUCKET, Objects, Server};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -31,48 +31,21 @@ const PART_BYTES: u64 = 8 << 20;
 const CONCURRENCY: usize = 8;
 
 fn main() -> Outcome<()> {
-    if server::serve_if_asked()? {
-        return Ok(());
+    suite::run("prefetch", object, measure)
+}
+
+fn object(size_bytes: u64) -> Objects {
+    Objects {
+        count: Some(1),
+        ..Objects::one(KEY, size_bytes)
     }
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_secs(1))
-        .measurement_time(Duration::from_secs(5))
-        .configure_from_args();
-    for (name, size_bytes, latency) in [
-        ("bare", 128 << 20, Latency::default()),
-        ("s3", 32 << 20, Latency::s3()),
-    ] {
-        for tls in [false, true] {
-            let mut group = criterion.benchmark_group(format!(
-                "prefetch/{name}/{}",
-                if tls { "tls" } else { "plain" }
-            ));
-            measure(&mut group, size_bytes, latency, tls)?;
-            group.finish();
-        }
-    }
-    criterion.final_summary();
-    Ok(())
 }
 
 fn measure(
     group: &mut BenchmarkGroup<'_, WallTime>,
+    server: &Server,
     size_bytes: u64,
-    latency: Latency,
-    tls: bool,
 ) -> Outcome<()> {
-    let server = Server::start(&Spec {
-        tls,
-        shape: Shape {
-            latency,
-            ..Shape::default()
-        },
-        objects: vec![Objects {
-            count: Some(1),
-            ..Objects::one(KEY, size_bytes)
-        }],
-    })?;
     group.throughput(Throughput::Bytes(size_bytes));
     for (name, transport) in [("direct", Transport::Direct), ("stock", Transport::Stock)] {
         let metrics = Arc::new(Metrics::default());
@@ -86,7 +59,7 @@ fn measure(
             bencher.iter(|| assert_eq!(read(&engine), size_bytes));
         });
     }
-    if !tls {
+    if server.endpoint.ca_file.is_none() {
         let path = format!("/{BUCKET}/{KEY}000000");
         let mut reader = RawReader::connect(
             server.endpoint.addr,

@@ -138,7 +138,7 @@ pub(super) struct Stream {
     revoked: Vec<Piece>,
     objects_begun: u64,
     queue: PartQueue<Done>,
-    /// Pieces with a slot that a task fills or has filled.
+    /// Pieces with a slot that a task fills or has filled, by growing slot. There are thousands of small ones.
     issued: VecDeque<Issued>,
     pub(super) window: ReadWindow,
     /// Memory of the parts between issue and delivery.
@@ -427,7 +427,11 @@ impl Stream {
         outcome: Result<GetMeta>,
     ) -> (Option<Waker>, Leftovers) {
         // A revoked part must not fail the stream, nor pin anything.
-        if !self.issued.iter().any(|issued| issued.slot == slot) {
+        if self
+            .issued
+            .binary_search_by_key(&slot, |issued| issued.slot)
+            .is_err()
+        {
             return (None, Leftovers::of(buf));
         }
         let mut leftovers = Leftovers::default();
