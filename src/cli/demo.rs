@@ -45,10 +45,10 @@ pub(super) struct Demo {
     /// Where to write demo.svg and demo.html
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Size of the data set, rounded up to whole shards; File mode needs as much temporary space
+    /// Size of the data set; File mode needs as much disk
     #[arg(long, value_name = "SIZE", default_value_t = Size(256 << 20))]
     size: Size,
-    /// Time that a training step takes for a sample (50 KB), besides decoding it
+    /// Time of a training step per image, besides decoding
     #[arg(long, value_name = "MS", default_value_t = 0.0)]
     step_ms: f64,
     #[command(flatten)]
