@@ -93,9 +93,7 @@ impl Bench {
         let server = self.synthetic.then(serve).transpose()?;
         let mut source = context.source.clone();
         if let Some(server) = &server {
-            source.endpoint_url = Some(server.endpoint());
-            source.region = Some("us-east-1".into());
-            source.no_sign_request = true;
+            source = source.built_in(server.endpoint());
             self.uri = Some("s3://bench/".parse()?);
         }
         let uri = self
@@ -103,12 +101,7 @@ impl Bench {
             .clone()
             .ok_or_else(|| Error::config("URI", "none is given"))?;
         let connect = |engine: &PrefetchConfig| -> Result<(measure::Client, measure::Counters)> {
-            let context = Context {
-                source: source.clone(),
-                output: context.output.clone(),
-                metrics: std::sync::Arc::default(),
-                started: context.started,
-            };
+            let context = context.at(source.clone());
             let client = context.connect(&connect::schemes([&uri]), engine)?;
             Ok((client, context.metrics))
         };

@@ -76,6 +76,21 @@ pub(super) struct SourceFlags {
     pub(super) transport: TransportFlag,
 }
 
+impl SourceFlags {
+    /// For a server of our own in this process: of what was typed, the transport only.
+    pub(super) fn built_in(&self, endpoint_url: String) -> Self {
+        Self {
+            endpoint_url: Some(endpoint_url),
+            region: Some("us-east-1".into()),
+            profile: None,
+            no_sign_request: true,
+            request_payer: None,
+            ca_bundle: None,
+            transport: self.transport,
+        }
+    }
+}
+
 /// `--transport`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum TransportFlag {

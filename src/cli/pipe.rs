@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
@@ -87,10 +88,15 @@ impl Pipe {
             .iter()
             .map(|channel| served(engine.clone(), channel.clone()))
             .collect();
-        let json = context.output.json;
+        let (json, told, grace) = (
+            context.output.json,
+            context.told.clone(),
+            config.failure_grace,
+        );
         let on_failure = Arc::new(move |failure: &Failure| {
             if !json {
-                progress::suspended(|| eprintln!("{}", told(failure)));
+                progress::suspended(|| eprint!("{}", explain(failure, grace)));
+                told.store(true, Ordering::Release);
             }
         });
         PipeServer::start(config, channels?, context.metrics.clone(), on_failure)
@@ -111,14 +117,17 @@ fn served(engine: Prefetcher, channel: Channel) -> Result<PipeChannel> {
     }))
 }
 
-/// The failure while its reader still waits; the error itself follows at the end.
-fn told(failure: &Failure) -> String {
+/// The failure while its reader still waits. It is all that is said: at the end only the exit code follows.
+fn explain(failure: &Failure, grace: Duration) -> String {
+    let fix = failure.fix.as_ref().map(|fix| format!("  fix: {fix}\n"));
     format!(
-        "standpipe: {} failed after {} bytes and will not end: {}\n  see {}; waiting for the reader to go away",
+        "standpipe: {} failed after {} bytes and will not end: {}\n{}  see {}; standpipe exits when the reader has closed it, or has taken nothing for {} s\n",
         failure.fifo.display(),
         failure.delivered_bytes,
         failure.cause,
-        failure.status_file.display()
+        fix.unwrap_or_default(),
+        failure.status_file.display(),
+        grace.as_secs()
     )
 }
 

@@ -65,6 +65,7 @@ pub(super) fn print(command: &str, context: &Context, result: &Result<Report>) {
             }
         }
         Ok(_) => {}
+        Err(_) if context.was_told() => {}
         Err(error) => eprint!("{}", explain(error)),
     }
 }
