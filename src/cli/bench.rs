@@ -47,15 +47,18 @@ const MOST_OBJECTS: usize = 1000;
 /// A GET of S3 Standard in us-east-1, dollars; transfer within a region is free, out of it is not.
 const DOLLARS_PER_REQUEST: f64 = 0.4e-6;
 
+/// Either is required, which the usage line made by clap does not say.
+const USAGE: &str = "standpipe bench [OPTIONS] <URI>\n       standpipe bench [OPTIONS] --synthetic";
+
 const NOTES: &str = "\
 Reads at most --max-bytes in at most about --seconds and throws everything away. The objects should be
 large and many: what is short of them is read again. Transfer out of the bucket's region costs money.";
 
 /// Measure what this host gets out of an endpoint, and which flags to use
 #[derive(Debug, Args)]
-#[command(after_help = NOTES)]
+#[command(after_help = NOTES, override_usage = USAGE)]
 pub(super) struct Bench {
-    /// Objects to read: s3://bucket/prefix/, s3://bucket/key, file:///path or a path; braces expand
+    /// Objects to read, unless --synthetic: s3://bucket/prefix/, s3://bucket/key, file:///path or a path; braces expand
     #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
     uri: Option<Source>,
     /// Measure against a built-in server on loopback that has S3's latency

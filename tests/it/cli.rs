@@ -314,6 +314,13 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["powers of 1000 or of 1024?"],
         ),
         (&["cat"], 2, &["Usage: standpipe cat"]),
+        (
+            &["bench"],
+            2,
+            &[
+                "Usage: standpipe bench [OPTIONS] <URI>\n       standpipe bench [OPTIONS] --synthetic",
+            ],
+        ),
         (&["frobnicate"], 2, &["unrecognized subcommand"]),
     ] {
         // The target directory of root's tests could be made; nobody can make one below a file.
@@ -821,6 +828,19 @@ fn help_names_every_flag_and_the_exit_codes() {
             .unwrap_or(0);
         assert!(longest <= 106, "{command}: a line of {longest} characters");
         assert!(!help.contains('\x1b'));
+    }
+}
+
+#[test]
+fn what_is_required_is_not_shown_as_optional() {
+    let help = text(&bare(&["bench", "--help"]).output().unwrap().stdout);
+    assert!(!help.contains("[OPTIONS] [URI]"), "{help}");
+    for usage in [
+        "Usage: standpipe bench [OPTIONS] <URI>\n",
+        "\n       standpipe bench [OPTIONS] --synthetic\n",
+        "unless --synthetic",
+    ] {
+        assert!(help.contains(usage), "{usage:?} is not in {help}");
     }
 }
 
