@@ -41,6 +41,9 @@ pub(super) struct Pipe {
     /// End after so many epochs [default: go on as long as there are readers]
     #[arg(long, value_name = "N", env = "STANDPIPE_EPOCHS", hide_env = true)]
     epochs: Option<u64>,
+    /// Permissions of the FIFOs, whatever the umask: 0640 lets the group read
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = permissions, env = "STANDPIPE_FIFO_MODE", hide_env = true)]
+    fifo_mode: u32,
     /// How long a reader may keep an epoch open that has failed
     #[arg(long, value_name = "SECONDS", default_value_t = 75)]
     failure_grace: u64,
@@ -82,6 +85,7 @@ impl Pipe {
     fn start(&self, engine: &Prefetcher, context: &Context) -> Result<PipeServer> {
         let mut config = PipeConfig::new(&self.dir);
         config.epochs = self.epochs;
+        config.mode = self.fifo_mode;
         config.failure_grace = Duration::from_secs(self.failure_grace);
         let channels: Result<Vec<_>> = self
             .channel
@@ -101,6 +105,13 @@ impl Pipe {
         });
         PipeServer::start(config, channels?, context.metrics.clone(), on_failure)
     }
+}
+
+/// As chmod takes them.
+fn permissions(text: &str) -> std::result::Result<u32, String> {
+    let octal = !text.is_empty() && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    mode.ok_or_else(|| "not permissions: use octal digits, such as 0640".into())
 }
 
 /// Looks whether there is anything to serve, so that a wrong URI is told now and not in an epoch that cannot end.

@@ -757,6 +757,74 @@ fn pipe_tells_a_failure_at_once_and_exits_with_its_code() {
     assert_eq!(stderr.matches("s3://bkt/dir/b").count(), 1, "{stderr}");
 }
 
+/// The umask takes nothing away, and a FIFO that an earlier server left gets the mode as well.
+#[test]
+fn fifos_have_the_mode_that_is_asked_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let server = server();
+    let program = env!("CARGO_BIN_EXE_standpipe");
+    for (flag, umask, expected) in [
+        ("--fifo-mode 0660", "077", 0o660),
+        ("--fifo-mode 644", "022", 0o644),
+        ("", "000", 0o600),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display();
+        let line = format!(
+            "umask {umask}; mkfifo {path}/left_0 && chmod 0622 {path}/left_0 && exec {program} pipe --dir {path} \
+             --channel left=s3://bkt/dir/ --channel new=s3://bkt/dir/ --epochs 1 {flag}"
+        );
+        let environment = command(&server, &[]);
+        let mut child = Command::new("sh")
+            .args(["-c", &line])
+            .env_clear()
+            .envs(
+                environment
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
+            .spawn()
+            .unwrap();
+        let mode = |name: &str| {
+            let found = std::fs::metadata(directory.path().join(name)).ok()?;
+            Some(found.permissions().mode() & 0o7777)
+        };
+        for name in ["left_0", "new_0"] {
+            wait_for(
+                &format!("{name} has mode {expected:o} for {flag:?}"),
+                || {
+                    assert!(child.try_wait().unwrap().is_none(), "{flag:?}: it ended");
+                    mode(name) == Some(expected)
+                },
+            );
+        }
+        // The FIFO of the next epoch, which is made while the first is read.
+        let reader = std::fs::File::open(directory.path().join("new_0")).unwrap();
+        wait_for("the next FIFO has it too", || {
+            mode("new_1") == Some(expected)
+        });
+        drop(reader);
+        signal(&child, rustix::process::Signal::TERM);
+        let _ = ended(child);
+    }
+    for (mode, message) in [
+        ("0440", "the owner must read and write"),
+        ("01777", "the owner must read and write"),
+        ("u+rw", "use octal digits, such as 0640"),
+    ] {
+        let args = [
+            "pipe",
+            "--channel",
+            "t=s3://bkt/dir/",
+            "--dir",
+            "/dev/null/d",
+        ];
+        let (code, stderr) = failing(&server, &[&args[..], &["--fifo-mode", mode]].concat());
+        assert_eq!(code, 2, "{mode}: {stderr}");
+        assert!(stderr.contains(message), "{mode}: {stderr}");
+    }
+}
+
 #[test]
 fn ctrl_c_ends_pipe_mode() {
     let server = server();
@@ -809,7 +877,13 @@ fn help_names_every_flag_and_the_exit_codes() {
             "pipe",
             &[
                 &engine[..],
-                &["--channel", "--dir", "--epochs", "--failure-grace"],
+                &[
+                    "--channel",
+                    "--dir",
+                    "--epochs",
+                    "--failure-grace",
+                    "--fifo-mode",
+                ],
             ]
             .concat(),
         ),
