@@ -21,6 +21,7 @@ mod pipe;
 mod progress;
 mod report;
 mod size;
+mod sse_c;
 mod stdout;
 
 use std::ffi::OsString;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-use super::Context;
 use super::flags::TransportFlag;
+use super::{Context, sse_c};
 use crate::buffer::PartBuf;
 use crate::client::{
     Depth, GetMeta, ListEntry, LocalClient, ObjectClient, S3Client, S3Config, Transport, resilient,
@@ -43,7 +43,7 @@ impl Context {
             return Ok(local);
         }
         let s3 = runtime::handle().block_on(S3Client::connect(
-            self.s3_config(engine),
+            self.s3_config(engine)?,
             self.metrics.clone(),
         ))?;
         let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
@@ -53,16 +53,17 @@ impl Context {
         Ok(Arc::new(ByScheme { s3, local }))
     }
 
-    fn s3_config(&self, engine: &PrefetchConfig) -> S3Config {
+    fn s3_config(&self, engine: &PrefetchConfig) -> Result<S3Config> {
         let flags = &self.source;
         // A variable that is set to nothing is one that is not set.
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        S3Config {
+        Ok(S3Config {
             endpoint_url: given(&flags.endpoint_url),
             region: given(&flags.region),
             profile: given(&flags.profile),
             anonymous: flags.no_sign_request,
             request_payer: flags.request_payer.is_some(),
+            sse_c: sse_c::key(flags)?,
             ca_bundle: flags.ca_bundle.clone(),
             transport: match flags.transport {
                 TransportFlag::Direct => Transport::Direct,
@@ -70,7 +71,7 @@ impl Context {
             },
             checksums: engine.checksums,
             ..S3Config::default()
-        }
+        })
     }
 }
 

@@ -54,6 +54,28 @@ pub(super) struct SourceFlags {
         env = "STANDPIPE_REQUEST_PAYER", hide_env = true
     )]
     pub(super) request_payer: Option<String>,
+    /// The objects are encrypted with a key of yours (SSE-C)
+    #[arg(
+        long,
+        global = true,
+        value_name = "AES256",
+        value_parser = ["AES256"],
+        hide_possible_values = true,
+        num_args = 0..=1,
+        default_missing_value = "AES256",
+        env = "STANDPIPE_SSE_C",
+        hide_env = true
+    )]
+    pub(super) sse_c: Option<String>,
+    /// File with that key, 32 bytes or their base64; also as fileb://PATH
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "STANDPIPE_SSE_C_KEY",
+        hide_env = true
+    )]
+    pub(super) sse_c_key: Option<PathBuf>,
     /// PEM file to trust, not the system's; also AWS_CA_BUNDLE
     #[arg(
         long,
@@ -85,6 +107,8 @@ impl SourceFlags {
             profile: None,
             no_sign_request: true,
             request_payer: None,
+            sse_c: None,
+            sse_c_key: None,
             ca_bundle: None,
             transport: self.transport,
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use fake_s3::{Credentials, Effect, FakeS3, Operation, Rule};
+use fake_s3::{Credentials, Effect, FakeS3, Operation, PutOptions, Rule};
 
 const KEY: &str = "AKIDTEST";
 const SECRET: &str = "secret-of-the-tests";
@@ -418,6 +418,151 @@ fn a_named_profile_comes_before_the_environment() {
     );
     let unknown = with_profile("nope");
     assert_eq!(code(&unknown), 4, "{}", text(&unknown.stderr));
+}
+
+/// The key alone is given; its MD5, which S3 wants beside it, is computed. Every command that reads takes it.
+#[test]
+fn objects_under_a_customers_key_are_read_with_it_and_only_with_it() {
+    let server = server();
+    let locked = PutOptions {
+        customer_key_md5: Some("y4HAEFCYWuvAXWFTtA1Qpg==".into()),
+        ..PutOptions::default()
+    };
+    // Small enough for a request of our own, and large enough for the SDK's and for a HEAD.
+    let large: Vec<u8> = (0..3 << 20).map(|at: u32| (at % 251) as u8).collect();
+    for (key, bytes) in [("locked/a", &b"alpha"[..]), ("locked/b", &large)] {
+        server.put_with("bkt", key, bytes, locked.clone());
+    }
+    let expected = [b"alpha", &large[..]].concat();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let (raw, other) = (file("raw", &[7; 32]), file("other", &[8; 32]));
+    let base64 = file("base64", b"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\n");
+    let marked = format!("fileb://{raw}");
+    for transport in ["direct", "stock"] {
+        let common = [
+            "s3://bkt/locked/",
+            "--part-size",
+            "1MiB",
+            "--transport",
+            transport,
+        ];
+        for key in [
+            &["--sse-c", "AES256", "--sse-c-key", &marked][..],
+            &["--sse-c", "--sse-c-key", &base64],
+            &["--sse-c-key", &raw],
+        ] {
+            let output = run(&server, &[&["cat"], &common[..], key].concat());
+            assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+            assert!(output.stdout == expected, "{transport} {key:?}");
+        }
+        let target = directory.path().join(transport).display().to_string();
+        let download = ["download", common[0], &target];
+        quietly(
+            &server,
+            &[&download, &common[1..], &["--sse-c-key", &raw]].concat(),
+        );
+        assert_eq!(std::fs::read(format!("{target}/b")).unwrap(), large);
+        for (key, expected, said) in [
+            (
+                &[] as &[&str],
+                1,
+                "\n  fix: the object is encrypted with its owner's own key (SSE-C)",
+            ),
+            (
+                &["--sse-c-key", &other],
+                4,
+                "the very key they were written with",
+            ),
+        ] {
+            let (code, stderr) = failing(&server, &[&["cat"], &common[..], key].concat());
+            assert_eq!(code, expected, "{transport}: {stderr}");
+            assert!(stderr.contains(said), "{transport}: {stderr}");
+        }
+        let open = [
+            "cat",
+            "s3://bkt/dir/a",
+            "--transport",
+            transport,
+            "--sse-c-key",
+            &raw,
+        ];
+        let (_, stderr) = failing(&server, &open);
+        assert!(
+            stderr.contains("leave out --sse-c-key"),
+            "{transport}: {stderr}"
+        );
+    }
+    let pipes = directory.path().join("pipes").display().to_string();
+    let pipe = [
+        "pipe",
+        "--channel",
+        "t=s3://bkt/locked/",
+        "--dir",
+        &pipes,
+        "--epochs",
+        "1",
+    ];
+    let child = command(&server, &[&pipe[..], &["--sse-c-key", &raw]].concat())
+        .spawn()
+        .unwrap();
+    let fifo = Path::new(&pipes).join("t_0");
+    wait_for("the FIFO is there", || fifo.exists());
+    assert!(std::fs::read(fifo).unwrap() == expected);
+    assert_eq!(code(&ended(child)), 0);
+    assert!(quietly(&server, &["ls", "s3://bkt/locked/", "--sse-c-key", &raw]).contains(" a\n"));
+}
+
+#[test]
+fn an_unusable_customers_key_is_told_without_showing_it() {
+    let server = server();
+    let typed = "MySecretKeyOfThirtyTwoCharacters";
+    let directory = tempfile::tempdir().unwrap();
+    let short = directory.path().join("short").display().to_string();
+    std::fs::write(&short, "too short").unwrap();
+    for (flags, said) in [
+        (
+            &["--sse-c-key", typed][..],
+            "give a file's name, never the key itself",
+        ),
+        (
+            &["--sse-c-key", "fileb:///nonexistent/key"],
+            "/nonexistent/key: No such file",
+        ),
+        (&["--sse-c-key", &short], "openssl rand -out FILE 32"),
+        (&["--sse-c"], "name its file with --sse-c-key"),
+        (&["--sse-c", "aws:kms"], "invalid value 'aws:kms'"),
+        (
+            &[
+                "--sse-c-key",
+                &short,
+                "--endpoint-url",
+                "http://minio.example",
+            ],
+            "holds no AES-256 key",
+        ),
+    ] {
+        let (code, stderr) = failing(&server, &[&["cat", "s3://bkt/dir/a"], flags].concat());
+        assert_eq!(code, 2, "{flags:?}: {stderr}");
+        assert!(stderr.contains(said), "{flags:?}: {stderr}");
+        assert!(!stderr.contains(typed), "{stderr}");
+    }
+    std::fs::write(&short, [7; 32]).unwrap();
+    let open = [
+        "cat",
+        "s3://b/k",
+        "--sse-c-key",
+        &short,
+        "--endpoint-url",
+        "http://minio.example",
+    ];
+    let (code, stderr) = failing(&server, &open);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("use an https:// endpoint"), "{stderr}");
 }
 
 #[test]
@@ -862,6 +1007,8 @@ fn help_names_every_flag_and_the_exit_codes() {
         "--profile",
         "--no-sign-request",
         "--request-payer",
+        "--sse-c",
+        "--sse-c-key",
         "--ca-bundle",
         "--transport",
         "--json",
