@@ -33,7 +33,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use flags::{OutputFlags, SourceFlags};
 use report::Report;
@@ -96,6 +96,16 @@ impl Context {
         }
     }
 
+    /// Says which profile it was that gave no credentials: the SDK only says that there is none.
+    fn with_profile(&self, error: Error) -> Error {
+        match (error, &self.source.profile) {
+            (Error::Credentials { reason }, Some(name)) => Error::Credentials {
+                reason: format!("the profile {name:?} gives none, or is not there: {reason}"),
+            },
+            (error, _) => error,
+        }
+    }
+
     /// Whether there is nothing left to say about a failure at the end.
     fn was_told(&self) -> bool {
         self.told.load(Ordering::Acquire)
@@ -146,7 +156,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     logging::start(&cli.output);
     let context = Context::new(cli.source, cli.output);
     let name = cli.command.name();
-    let result = cli.command.run(&context);
+    let result = cli
+        .command
+        .run(&context)
+        .map_err(|error| context.with_profile(error));
     report::print(name, &context, &result);
     exit::code(&result)
 }

@@ -251,6 +251,9 @@ impl Error {
     /// What the reader of this error can do about it, in one sentence.
     pub fn fix(&self) -> Option<&'static str> {
         Some(match self.root() {
+            Self::NotFound { uri, .. } if uri.starts_with("file:") => {
+                "check the path; what is in S3 is named s3://bucket/key"
+            }
             Self::NotFound { .. } => {
                 "check the bucket, the key and the region; `standpipe ls` shows what is there"
             }

@@ -16,7 +16,7 @@ use futures::StreamExt;
 use serde_json::json;
 
 use super::chart::{Chart, Line, page};
-use super::report::Report;
+use super::report::{Report, counted};
 use super::size::human;
 use super::stdout::settle;
 use super::{Context, Size, connect};
@@ -52,13 +52,14 @@ const USAGE: &str = "standpipe bench [OPTIONS] <URI>\n       standpipe bench [OP
 
 const NOTES: &str = "\
 Reads at most --max-bytes in at most about --seconds and throws everything away. The objects should be
-large and many: what is short of them is read again. Transfer out of the bucket's region costs money.";
+large and many: if they are not enough they are read again. Transfer out of the bucket's region costs
+money.";
 
 /// Measure what this host gets out of an endpoint, and which flags to use
 #[derive(Debug, Args)]
 #[command(after_help = NOTES, override_usage = USAGE)]
 pub(super) struct Bench {
-    /// Objects to read, unless --synthetic: s3://bucket/prefix/, s3://bucket/key, file:///path or a path; braces expand
+    /// What to read, unless --synthetic: s3://bucket/prefix/, s3://bucket/key or a path; braces expand
     #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
     uri: Option<Source>,
     /// Measure against a built-in server on loopback that has S3's latency
@@ -131,8 +132,8 @@ impl Bench {
         let mean = bytes / objects.len().max(1) as u64;
         let requests = self.max_bytes.0 / mean.clamp(1, PARTS[0]);
         eprintln!(
-            "{} objects with {}: at most {} in {} s, at most {requests} GETs (${:.4} at S3's price)",
-            objects.len(),
+            "{} with {}: at most {} in {} s, at most {requests} GETs (${:.4} at S3's price)",
+            counted(objects.len() as u64, "object"),
             human(bytes as f64),
             human(self.max_bytes.0 as f64),
             self.seconds,

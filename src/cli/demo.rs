@@ -35,7 +35,8 @@ const NOTES: &str = "\
 Starts a small S3 server on loopback that answers as slowly as the real one (30 ms + 20 ms/MiB, one
 answer in a hundred after 200 ms) over a link of 0.75 Gb/s, runs one training job in File mode and in
 Pipe mode, and draws what the trainer had received when. The trainers are ordinary Python scripts that
-read tar archives of labelled images. Needs python3, no network and no account.";
+read tar archives of labelled images. Needs python3, no network and no account; of the flags under
+Source only --transport means something here.";
 
 /// Show Pipe mode against downloading first, with a picture, in a quarter of a minute
 #[derive(Debug, Args)]

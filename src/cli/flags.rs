@@ -143,13 +143,13 @@ pub(super) struct OutputFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct EngineFlags {
-    /// Memory for data, at most [default: 336MiB, or 1/4 of all]
+    /// Memory for data, at most [default: 336MiB, or 1/4 of the RAM]
     #[arg(long, value_name = "SIZE", env = "STANDPIPE_MEMORY", hide_env = true)]
     memory: Option<Size>,
     /// Size of a ranged request
     #[arg(long, value_name = "SIZE", default_value_t = Size(PrefetchConfig::default().part_bytes), env = "STANDPIPE_PART_SIZE", hide_env = true)]
     part_size: Size,
-    /// Requests in flight, at most [default: what 10 Gb/s take]
+    /// Requests in flight, at most [default: enough for 10 Gb/s]
     #[arg(long, value_name = "N", env = "STANDPIPE_CONCURRENCY", hide_env = true)]
     concurrency: Option<usize>,
     /// Compare checksums: off, when-possible or require

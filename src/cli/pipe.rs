@@ -10,7 +10,7 @@ use futures::StreamExt;
 
 use super::flags::EngineFlags;
 use super::progress::{self, Progress, Sample};
-use super::report::{Report, Traffic, moved};
+use super::report::{Report, Traffic, counted, moved};
 use super::{Context, connect, interrupt};
 use crate::error::Result;
 use crate::input::{Channel, Lookup};
@@ -38,13 +38,13 @@ pub(super) struct Pipe {
     /// Where the FIFOs are made; made if missing
     #[arg(long, env = "STANDPIPE_DIR", hide_env = true)]
     dir: PathBuf,
-    /// End after so many epochs [default: go on as long as there are readers]
+    /// End after so many epochs [default: go on until Ctrl-C or SIGTERM]
     #[arg(long, value_name = "N", env = "STANDPIPE_EPOCHS", hide_env = true)]
     epochs: Option<u64>,
-    /// Permissions of the FIFOs, whatever the umask: 0640 lets the group read
+    /// Permissions of the FIFOs: 0640 lets the group read
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = permissions, env = "STANDPIPE_FIFO_MODE", hide_env = true)]
     fifo_mode: u32,
-    /// How long a reader may keep an epoch open that has failed
+    /// Time for the reader to go away after a failure
     #[arg(long, value_name = "SECONDS", default_value_t = 75)]
     failure_grace: u64,
     #[command(flatten)]
@@ -64,6 +64,7 @@ impl Pipe {
             check(&engine, channel)?;
         }
         let mut server = self.start(&engine, context)?;
+        self.announce(context);
         let canceller = server.canceller();
         interrupt::listen(move || canceller.cancel())?;
         let progress = Progress::start(
@@ -79,6 +80,21 @@ impl Pipe {
         match (result?, interrupt::exit_code()) {
             (_, Some(_)) => Err(crate::error::Error::Cancelled),
             (summary, None) => Ok(report(&summary, context, streams)),
+        }
+    }
+
+    /// What to open, for people; scripts wait for the FIFOs themselves.
+    fn announce(&self, context: &Context) {
+        if !context.shows_progress() {
+            return;
+        }
+        for channel in &self.channel {
+            let fifo = self.dir.join(format!("{}_0", channel.name));
+            eprintln!(
+                "{} is ready for a reader: {}",
+                fifo.display(),
+                channel.source
+            );
         }
     }
 
@@ -155,9 +171,9 @@ fn report(summary: &PipeSummary, context: &Context, streams: u32) -> Report {
     let total = |count: fn(&ChannelSummary) -> u64| summary.channels.iter().map(count).sum::<u64>();
     let bytes = total(|channel| channel.bytes);
     let what = format!(
-        "{} channels, {} epochs, ",
-        summary.channels.len(),
-        total(|channel| channel.epochs)
+        "{}, {}, ",
+        counted(summary.channels.len() as u64, "channel"),
+        counted(total(|channel| channel.epochs), "epoch")
     );
     let mut report = Report {
         line: Some(moved(&what, bytes, context.started.elapsed())),

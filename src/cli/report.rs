@@ -112,6 +112,12 @@ fn chain(error: &Error) -> String {
     text
 }
 
+/// `1 file`, `2 files`.
+pub(super) fn counted(number: u64, what: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{ending}")
+}
+
 /// The summary line's common form.
 pub(super) fn moved(what: &str, bytes: u64, elapsed: Duration) -> String {
     let rate = bytes as f64 / elapsed.as_secs_f64().max(1e-9);
@@ -167,6 +173,14 @@ fn add_traffic(
 mod tests {
     use super::*;
     use std::sync::Arc;
+
+    #[test]
+    fn one_is_one() {
+        assert_eq!(
+            [0, 1, 2].map(|n| counted(n, "file")),
+            ["0 files", "1 file", "2 files"]
+        );
+    }
 
     #[test]
     fn an_error_shows_its_causes_once_and_its_fix() {

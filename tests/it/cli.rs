@@ -274,6 +274,20 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["no object's key starts with this"],
         ),
         (&["ls", "s3://bkt/nothing/"], 3, &["not found"]),
+        // A scheme that was forgotten or mistyped is a path.
+        (
+            &["ls", "bkt"],
+            3,
+            &[
+                "not found",
+                "fix: check the path; what is in S3 is named s3://",
+            ],
+        ),
+        (
+            &["cat", "s3:/bkt/a"],
+            3,
+            &["what is in S3 is named s3://bucket/key"],
+        ),
         (
             &["download", "s3://bkt/nothing", "/nonexistent-target"],
             1,
@@ -417,7 +431,9 @@ fn a_named_profile_comes_before_the_environment() {
         text(&good.stderr)
     );
     let unknown = with_profile("nope");
-    assert_eq!(code(&unknown), 4, "{}", text(&unknown.stderr));
+    let stderr = text(&unknown.stderr);
+    assert_eq!(code(&unknown), 4, "{stderr}");
+    assert!(stderr.contains("the profile \"nope\""), "{stderr}");
 }
 
 /// The key alone is given; its MD5, which S3 wants beside it, is computed. Every command that reads takes it.
@@ -513,6 +529,8 @@ fn objects_under_a_customers_key_are_read_with_it_and_only_with_it() {
     let fifo = Path::new(&pipes).join("t_0");
     wait_for("the FIFO is there", || fifo.exists());
     assert!(std::fs::read(fifo).unwrap() == expected);
+    // The farewell: whoever reads it does not keep the server waiting for others.
+    assert_eq!(std::fs::read(Path::new(&pipes).join("t_1")).unwrap(), b"");
     assert_eq!(code(&ended(child)), 0);
     assert!(quietly(&server, &["ls", "s3://bkt/locked/", "--sse-c-key", &raw]).contains(" a\n"));
 }
@@ -994,11 +1012,12 @@ fn ctrl_c_ends_pipe_mode() {
 fn help_names_every_flag_and_the_exit_codes() {
     let help = |args: &[&str]| text(&bare(args).output().unwrap().stdout);
     let top = help(&["--help"]);
-    for word in
-        SUBCOMMANDS
-            .iter()
-            .chain(&["Exit codes:", "143 ended by SIGTERM", "STANDPIPE_MEMORY"])
-    {
+    for word in SUBCOMMANDS.iter().chain(&[
+        "Examples:",
+        "Exit codes:",
+        "143 ended by SIGTERM",
+        "STANDPIPE_MEMORY",
+    ]) {
         assert!(top.contains(word), "{word}");
     }
     let everywhere = [
@@ -1116,14 +1135,38 @@ fn a_terminal_gets_a_progress_bar_and_a_verdict() {
         "of 24.0 MiB",
         "MiB/s",
         " left",
-        "waited ",
-        "1 files, 24.0 MiB in ",
+        "% for data",
+        "1 file, 24.0 MiB in ",
         "the network was the limit",
     ] {
         assert!(screen.contains(part), "{part:?} is not in {screen:?}");
     }
     let screen = on_a_terminal(&server, "standpipe cat s3://bkt/slow/ --quiet > /dev/null");
     assert_eq!(screen, "");
+}
+
+/// Somebody at a terminal is told what to open; a script, which sees the FIFO, is told nothing.
+#[test]
+fn pipe_says_on_a_terminal_what_to_open() {
+    let server = server();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display();
+    let pipe = format!("standpipe pipe --channel t=s3://bkt/dir/ --dir {path} --epochs 1");
+    let read =
+        format!("(until cat {path}/t_0 2>&-; do sleep 0.01; done > {path}/out; cat {path}/t_1) &");
+    let screen = on_a_terminal(&server, &format!("{read} {pipe}; wait"));
+    let said = format!("{path}/t_0 is ready for a reader: s3://bkt/dir/");
+    assert!(screen.contains(&said), "{screen:?}");
+    assert!(
+        screen.contains("1 channel, 1 epoch, 17 B in "),
+        "{screen:?}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(directory.path().join("out")).unwrap(),
+        "alpha\nbeta\ngamma\n"
+    );
+    let quiet = format!("{read} {pipe} --quiet; wait");
+    assert_eq!(on_a_terminal(&server, &quiet), "");
 }
 
 #[test]
