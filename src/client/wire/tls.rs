@@ -321,6 +321,12 @@ impl TlsStream {
         Ok(())
     }
 
+    /// Whether rustls has given the keys away.
+    #[cfg(test)]
+    pub(super) fn is_taken_over(&self) -> bool {
+        matches!(self.session, Session::Records(_))
+    }
+
     /// Sends what is encrypted.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.outgoing.len() {
