@@ -7,6 +7,7 @@ use std::time::Duration;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::operation::create_session::CreateSessionError;
 
 use super::config::S3Config;
 use crate::error::{Answer, Error};
@@ -200,6 +201,9 @@ fn unescape(text: &str) -> String {
 }
 
 /// An SDK error, whichever operation it comes from.
+///
+/// A request to a directory bucket may have to open a session first. What happened to that is as good a reason to ask
+/// again, or not to, as if it had happened to the request itself; the SDK hides it in a cause.
 pub(super) fn of_sdk<E>(
     subject: Subject<'_>,
     config: &S3Config,
@@ -209,7 +213,22 @@ pub(super) fn of_sdk<E>(
 where
     E: StdError + Send + Sync + 'static,
 {
-    if let SdkError::ServiceError(service) = &error {
+    match find::<SdkError<CreateSessionError, HttpResponse>>(&error) {
+        Some(session) => of_operation(subject, config, endpoint, session),
+        None => of_operation(subject, config, endpoint, &error),
+    }
+}
+
+fn of_operation<E>(
+    subject: Subject<'_>,
+    config: &S3Config,
+    endpoint: &str,
+    error: &SdkError<E, HttpResponse>,
+) -> Failure
+where
+    E: StdError + Send + Sync + 'static,
+{
+    if let SdkError::ServiceError(service) = error {
         let raw = service.raw();
         let body = raw.body().bytes().unwrap_or_default();
         return refused(
@@ -221,45 +240,45 @@ where
     }
     let uri = subject.uri.to_string();
     let offset = subject.offset;
-    if let Some(credentials) = find::<CredentialsError>(&error) {
+    if let Some(credentials) = find::<CredentialsError>(error) {
         return Error::Credentials {
             reason: with_causes(credentials),
         }
         .into();
     }
-    if let Some(tls) = find::<rustls::Error>(&error) {
+    if let Some(tls) = find::<rustls::Error>(error) {
         return tls_failed(endpoint, tls).into();
     }
     let timeout = matches!(error, SdkError::TimeoutError(_));
-    match &error {
+    match error {
         SdkError::ResponseError(_) => Error::Protocol {
             uri,
             offset,
-            reason: with_causes(&error),
+            reason: with_causes(error),
         },
         SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() || timeout => {
-            stalled(subject, config, &error)
+            stalled(subject, config, error)
         }
-        SdkError::DispatchFailure(dispatch) if dispatch.is_io() || is_transient(&error) => {
+        SdkError::DispatchFailure(dispatch) if dispatch.is_io() || is_transient(error) => {
             Error::Network {
                 uri,
                 offset,
-                source: root_cause(&error),
+                source: root_cause(error),
             }
         }
         // Sent, and answered with something that hyper could not read.
-        SdkError::DispatchFailure(_) if with_causes(&error).contains("(SendRequest)") => {
+        SdkError::DispatchFailure(_) if with_causes(error).contains("(SendRequest)") => {
             Error::Protocol {
                 uri,
                 offset,
-                reason: with_causes(&error),
+                reason: with_causes(error),
             }
         }
-        _ if timeout => stalled(subject, config, &error),
+        _ if timeout => stalled(subject, config, error),
         _ => Error::Refused {
             uri,
             answer: Answer {
-                message: Some(with_causes(&error)),
+                message: Some(with_causes(error)),
                 ..Answer::default()
             },
         },
