@@ -81,6 +81,8 @@ struct Shared {
     credentials: Option<Arc<CredentialCache>>,
     /// For errors' texts.
     endpoint: String,
+    /// Likewise.
+    proxy: Option<String>,
     transport: Transport,
     rules: Rules,
     hand: Hand,
@@ -100,6 +102,7 @@ impl S3Client {
             buckets: Buckets::new(setup.sdk, &setup.region),
             credentials: setup.credentials,
             endpoint,
+            proxy: setup.proxy,
             transport: setup.transport,
             rules: setup.rules,
             hand: Hand::new(setup.wire, &config),
@@ -276,7 +279,10 @@ impl Shared {
         if matches!(error, Error::Throttled { .. }) {
             self.metrics.throttles.add(1);
         }
-        error
+        match &self.proxy {
+            Some(proxy) => refusal::through_proxy(proxy, error),
+            None => error,
+        }
     }
 
     async fn get(&self, id: &ObjectId, range: ByteRange, into: &mut PartBuf) -> Result<GetMeta> {

@@ -13,6 +13,9 @@ use super::config::S3Config;
 use crate::error::{Answer, Error};
 use crate::object::ObjectUri;
 
+/// How hyper puts HTTP 407 in answer to `CONNECT`.
+const PROXY_WANTS_PASSWORD: &str = "proxy authorization required";
+
 /// A request that failed, and what could make the next attempt succeed.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -259,6 +262,16 @@ where
         SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() || timeout => {
             stalled(subject, config, error)
         }
+        // Asking again does not make a password right. (Other refusals of a tunnel may pass: hyper hides their status.)
+        SdkError::DispatchFailure(_) if with_causes(error).contains(PROXY_WANTS_PASSWORD) => {
+            Error::Refused {
+                uri,
+                answer: Answer {
+                    message: Some(PROXY_WANTS_PASSWORD.into()),
+                    ..Answer::default()
+                },
+            }
+        }
         SdkError::DispatchFailure(dispatch) if dispatch.is_io() || is_transient(error) => {
             Error::Network {
                 uri,
@@ -320,6 +333,35 @@ pub(super) fn no_progress(subject: Subject<'_>, idle: Duration) -> Error {
         offset: subject.offset,
         idle,
     }
+}
+
+/// Names the proxy in an error that may be its doing: whatever does not bear the request id that S3 gives its answers.
+pub(super) fn through_proxy(proxy: &str, mut error: Error) -> Error {
+    let note = format!("through the proxy {proxy}");
+    match &mut error {
+        Error::Network { source, .. } => {
+            let kind = source.downcast_ref::<std::io::Error>();
+            let kind = kind.map_or(std::io::ErrorKind::Other, std::io::Error::kind);
+            *source = Arc::new(std::io::Error::new(kind, format!("{source} ({note})")));
+        }
+        Error::Protocol { reason, .. } | Error::Tls { reason, .. } => {
+            *reason = format!("{reason} ({note})");
+        }
+        Error::NotFound { answer, .. }
+        | Error::PermissionDenied { answer, .. }
+        | Error::Throttled { answer, .. }
+        | Error::Server { answer, .. }
+        | Error::Refused { answer, .. }
+            if answer.request_id.is_none() =>
+        {
+            answer.message = Some(match answer.message.take() {
+                Some(message) => format!("{message} ({note})"),
+                None => format!("not S3's answer, it came {note}"),
+            });
+        }
+        _ => {}
+    }
+    error
 }
 
 /// Which certificate failed and why.
@@ -502,6 +544,37 @@ mod tests {
         ));
         assert!(!is_error_document(b"plain text"));
         assert!(!is_error_document(b""));
+    }
+
+    #[test]
+    fn a_proxy_is_named_where_it_may_be_to_blame() {
+        let named = |error| through_proxy("http://p:1 of HTTPS_PROXY", error);
+        let network = Error::Network {
+            uri: "u".into(),
+            offset: 1,
+            source: Arc::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
+        };
+        let Error::Network { source, offset, .. } = named(network) else {
+            panic!("another error");
+        };
+        let io = source.downcast_ref::<std::io::Error>().unwrap();
+        assert_eq!(
+            (io.kind(), offset),
+            (std::io::ErrorKind::ConnectionRefused, 1)
+        );
+        assert!(
+            io.to_string()
+                .ends_with("(through the proxy http://p:1 of HTTPS_PROXY)")
+        );
+        let of_s3 = error(403, "AccessDenied");
+        assert_eq!(named(of_s3.clone()).to_string(), of_s3.to_string());
+        let uri = uri();
+        let of_proxy = refused(Subject::of(&uri), 502, |_| None, b"<html>");
+        let text = named(*of_proxy.error).to_string();
+        assert!(
+            text.contains("HTTP 502") && text.contains("http://p:1"),
+            "{text}"
+        );
     }
 
     #[test]
