@@ -9,6 +9,7 @@ use fake_s3::FakeS3;
 
 use crate::conformance::content;
 
+mod address;
 mod express;
 mod proxy;
 mod stub;
