@@ -10,6 +10,7 @@ use fake_s3::FakeS3;
 use crate::conformance::content;
 
 mod address;
+mod credentials;
 mod express;
 mod proxy;
 mod stub;
