@@ -21,11 +21,13 @@
 //! [`GetMeta::checksum`] says so. Objects of several parts, and objects without a checksum, are the engine's to count.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use tokio::time::timeout;
 
 use super::{Depth, GetMeta, ListEntry, ObjectClient};
 use crate::buffer::PartBuf;
@@ -67,6 +69,10 @@ const THROUGH_SDK_FROM_BYTES: u64 = 1 << 20;
 /// Keys of a listing's first page. A full page of 1,000 is 0.3 MB of XML, 6 ms of S3's time before the first object can
 /// be asked for; the second page is on its way while the first is read.
 const FIRST_PAGE_KEYS: i32 = 100;
+
+/// A page that has not come after so many periods of progress, beside the time to its first byte, stalls: a full one is
+/// 0.3 MB, five times what a body must bring in a period. The SDK collects the body, and limits only the first byte.
+const PAGE_PERIODS: u32 = 5;
 
 /// Reads objects from S3. Cheap to clone; clones share credentials, connections and what was learned of buckets.
 #[derive(Debug, Clone)]
@@ -509,7 +515,12 @@ impl Shared {
         bucket: Arc<Bucket>,
     ) -> Result<Page, Failure> {
         let key = (!prefix.key().is_empty()).then(|| prefix.key().to_owned());
-        let output = bucket
+        if let Some(credentials) = &self.credentials {
+            // Somebody may have to type a code for them: that is no stall. If there are none, the SDK says so below.
+            let _ = credentials.get(SystemTime::now()).await;
+        }
+        let limit = self.config.first_byte_timeout + PAGE_PERIODS * self.config.progress_timeout;
+        let asked = bucket
             .client
             .list_objects_v2()
             .bucket(prefix.bucket())
@@ -519,8 +530,10 @@ impl Shared {
             .set_continuation_token(token)
             .encoding_type(EncodingType::Url)
             .set_request_payer(self.config.request_payer.then_some(RequestPayer::Requester))
-            .send()
+            .send();
+        let output = timeout(limit, asked)
             .await
+            .map_err(|_| refusal::no_progress(Subject::of(prefix), limit))?
             .map_err(|error| self.sdk_failure(prefix, error))?;
         Ok(listing::page(prefix, &output)?)
     }

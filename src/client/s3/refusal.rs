@@ -241,6 +241,14 @@ where
             body,
         );
     }
+    if let SdkError::ResponseError(answer) = error
+        && let raw = answer.raw()
+        && let Some(body) = raw.body().bytes()
+        && is_error_document(body)
+    {
+        let get = |name: &str| raw.headers().get(name);
+        return refused(subject, raw.status().as_u16(), get, body);
+    }
     let uri = subject.uri.to_string();
     let offset = subject.offset;
     if let Some(credentials) = find::<CredentialsError>(error) {
@@ -254,6 +262,11 @@ where
     }
     let timeout = matches!(error, SdkError::TimeoutError(_));
     match error {
+        SdkError::ResponseError(_) if is_broken_off(error) => Error::Network {
+            uri,
+            offset,
+            source: root_cause(error),
+        },
         SdkError::ResponseError(_) => Error::Protocol {
             uri,
             offset,
@@ -303,6 +316,11 @@ where
 fn is_transient(error: &(dyn StdError + 'static)) -> bool {
     find::<std::io::Error>(error).is_some()
         || with_causes(error).contains("connection closed before message completed")
+}
+
+/// A body that the SDK collects (a listing's) and that ended early.
+fn is_broken_off(error: &(dyn StdError + 'static)) -> bool {
+    is_transient(error) || with_causes(error).contains("end of file before message length reached")
 }
 
 fn stalled(subject: Subject<'_>, config: &S3Config, error: &(dyn StdError + 'static)) -> Error {

@@ -87,11 +87,7 @@ fn the_instances_metadata() {
     let stub = Stub::answering(|seen: &Seen| {
         let has_token = seen.header("x-aws-ec2-metadata-token") == Some("imds-token");
         match (seen.method.as_str(), seen.target.as_str()) {
-            ("PUT", "/latest/api/token")
-                if seen
-                    .header("x-aws-ec2-metadata-token-ttl-seconds")
-                    .is_some() =>
-            {
+            ("PUT", "/latest/api/token") if seen.header(TOKEN_TTL).is_some() => {
                 (200, "imds-token".into())
             }
             ("GET", _) if !has_token => (401, String::new()),
