@@ -21,11 +21,13 @@
 //! [`GetMeta::checksum`] says so. Objects of several parts, and objects without a checksum, are the engine's to count.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use tokio::time::timeout;
 
 use super::{Depth, GetMeta, ListEntry, ObjectClient};
 use crate::buffer::PartBuf;
@@ -68,6 +70,10 @@ const THROUGH_SDK_FROM_BYTES: u64 = 1 << 20;
 /// be asked for; the second page is on its way while the first is read.
 const FIRST_PAGE_KEYS: i32 = 100;
 
+/// A page that has not come after so many periods of progress, beside the time to its first byte, stalls: a full one is
+/// 0.3 MB, five times what a body must bring in a period. The SDK collects the body, and limits only the first byte.
+const PAGE_PERIODS: u32 = 5;
+
 /// Reads objects from S3. Cheap to clone; clones share credentials, connections and what was learned of buckets.
 #[derive(Debug, Clone)]
 pub struct S3Client {
@@ -81,6 +87,8 @@ struct Shared {
     credentials: Option<Arc<CredentialCache>>,
     /// For errors' texts.
     endpoint: String,
+    /// Likewise.
+    proxy: Option<String>,
     transport: Transport,
     rules: Rules,
     hand: Hand,
@@ -100,6 +108,7 @@ impl S3Client {
             buckets: Buckets::new(setup.sdk, &setup.region),
             credentials: setup.credentials,
             endpoint,
+            proxy: setup.proxy,
             transport: setup.transport,
             rules: setup.rules,
             hand: Hand::new(setup.wire, &config),
@@ -276,7 +285,10 @@ impl Shared {
         if matches!(error, Error::Throttled { .. }) {
             self.metrics.throttles.add(1);
         }
-        error
+        match &self.proxy {
+            Some(proxy) => refusal::through_proxy(proxy, error),
+            None => error,
+        }
     }
 
     async fn get(&self, id: &ObjectId, range: ByteRange, into: &mut PartBuf) -> Result<GetMeta> {
@@ -503,7 +515,12 @@ impl Shared {
         bucket: Arc<Bucket>,
     ) -> Result<Page, Failure> {
         let key = (!prefix.key().is_empty()).then(|| prefix.key().to_owned());
-        let output = bucket
+        if let Some(credentials) = &self.credentials {
+            // Somebody may have to type a code for them: that is no stall. If there are none, the SDK says so below.
+            let _ = credentials.get(SystemTime::now()).await;
+        }
+        let limit = self.config.first_byte_timeout + PAGE_PERIODS * self.config.progress_timeout;
+        let asked = bucket
             .client
             .list_objects_v2()
             .bucket(prefix.bucket())
@@ -513,8 +530,10 @@ impl Shared {
             .set_continuation_token(token)
             .encoding_type(EncodingType::Url)
             .set_request_payer(self.config.request_payer.then_some(RequestPayer::Requester))
-            .send()
+            .send();
+        let output = timeout(limit, asked)
             .await
+            .map_err(|_| refusal::no_progress(Subject::of(prefix), limit))?
             .map_err(|error| self.sdk_failure(prefix, error))?;
         Ok(listing::page(prefix, &output)?)
     }

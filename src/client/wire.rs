@@ -45,7 +45,7 @@ mod watch;
 
 pub use connector::{Dest, DestSlot, JudgeHead, WireHttpClient, with_dest};
 pub use head::{Head, Method};
-pub use proxy::is_proxied;
+pub use proxy::{is_proxied, proxy_of};
 pub use tls::{tls_config, tls_config_with};
 
 use address::Addresses;

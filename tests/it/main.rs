@@ -10,6 +10,7 @@ mod pipe;
 mod prefetch;
 mod readers;
 mod s3;
+mod s3_reach;
 mod semantics;
 mod soak;
 mod source;

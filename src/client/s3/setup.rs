@@ -35,9 +35,7 @@ use super::config::{S3Config, Transport, check_secrecy, check_url, is_loopback, 
 use super::credentials::CredentialCache;
 use super::target::Rules;
 use crate::checksum::ChecksumPolicy;
-use crate::client::wire::{
-    Endpoint, Wire, WireConfig, WireHttpClient, is_proxied, tls_config_with,
-};
+use crate::client::wire::{Endpoint, Wire, WireConfig, WireHttpClient, proxy_of, tls_config_with};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 
@@ -59,6 +57,8 @@ pub(super) struct Setup {
     pub(super) credentials: Option<Arc<CredentialCache>>,
     /// The stock transport when a proxy stands before the endpoint.
     pub(super) transport: Transport,
+    /// The proxy that stands before the endpoint, for errors' texts.
+    pub(super) proxy: Option<String>,
     pub(super) wire: Wire,
 }
 
@@ -87,7 +87,8 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         .region()
         .map_or(FALLBACK_REGION, Region::as_ref)
         .to_owned();
-    let transport = transport(config, endpoint_url.as_deref(), &region);
+    let proxy = proxy(endpoint_url.as_deref(), &region);
+    let transport = transport(config, proxy.as_deref());
     let http = match transport {
         Transport::Direct => SharedHttpClient::new(WireHttpClient::new(wire.clone(), http)),
         Transport::Stock => http,
@@ -106,6 +107,7 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
     }
     Ok(Setup {
         transport,
+        proxy,
         sdk,
         region,
         rules: Rules::new(
@@ -292,21 +294,31 @@ fn stock(tls: TlsContext, proxy: Option<ProxyConfig>) -> SharedHttpClient {
     })
 }
 
-/// Our own transport speaks to the endpoint itself; behind a proxy only the stock one can.
-fn transport(config: &S3Config, endpoint_url: Option<&str>, region: &str) -> Transport {
+/// The proxy that requests to the endpoint go through.
+fn proxy(endpoint_url: Option<&str>, region: &str) -> Option<String> {
     let url = match endpoint_url {
         Some(url) => url.to_owned(),
         None => format!("https://s3.{region}.amazonaws.com"),
     };
-    let endpoint = url.parse().ok().and_then(|uri| Endpoint::of(&uri).ok());
-    let needs_proxy = endpoint.is_some_and(|endpoint| {
-        !is_loopback(&endpoint.host) && is_proxied(&endpoint, |name| std::env::var(name).ok())
-    });
-    if needs_proxy && config.transport == Transport::Direct {
-        tracing::info!(endpoint = %url, "a proxy is set for this endpoint: using the stock transport");
-        return Transport::Stock;
+    let endpoint = Endpoint::of(&url.parse().ok()?).ok()?;
+    match is_loopback(&endpoint.host) {
+        true => None,
+        false => proxy_of(&endpoint, |name| std::env::var(name).ok()),
     }
-    config.transport
+}
+
+/// Our own transport speaks to the endpoint itself; behind a proxy only the stock one can.
+fn transport(config: &S3Config, proxy: Option<&str>) -> Transport {
+    match proxy {
+        Some(proxy) if config.transport == Transport::Direct => {
+            tracing::info!(
+                proxy,
+                "a proxy is set for the endpoint: using the stock transport"
+            );
+            Transport::Stock
+        }
+        _ => config.transport,
+    }
 }
 
 /// Requests to this machine and to the metadata service never go through a proxy, as in Go and botocore.
