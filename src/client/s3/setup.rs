@@ -21,6 +21,7 @@ use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -33,10 +34,11 @@ use rustls::pki_types::pem::PemObject;
 use super::checksum_mode::ChecksumMode;
 use super::config::{S3Config, Transport, check_url, is_loopback, needs_path_style};
 use super::credentials::CredentialCache;
+use super::refusal;
 use super::target::Rules;
 use crate::checksum::ChecksumPolicy;
 use crate::client::wire::{
-    Endpoint, Wire, WireConfig, WireHttpClient, is_proxied, tls_config_with,
+    Endpoint, LazyTls, Wire, WireConfig, WireHttpClient, is_proxied, tls_config_with,
 };
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -65,15 +67,26 @@ pub(super) struct Setup {
 /// Reads the environment and the profile. Nothing is sent.
 pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Setup> {
     config.validate()?;
-    let bundle = ca_bundle(config)?;
-    let http = http_client(bundle.as_ref());
-    let wire = wire(config, bundle, metrics)?;
+    let bundle = ca_bundle(config)?.map(Arc::new);
+    let http = http_client(bundle.clone());
+    let tls = LazyTls::new(move || match bundle {
+        Some(bundle) => tls_config_with(bundle.roots.clone()),
+        None => tls_config_with(system_roots()),
+    });
+    let wire = wire(config, tls.clone(), metrics);
     let sdk_config = load(config, http.clone()).await;
     let endpoint_url = endpoint_url(config, &sdk_config);
     let host = match &endpoint_url {
         Some(url) => check_url("endpoint-url", url)?.host().map(str::to_owned),
         None => None,
     };
+    if !endpoint_url
+        .as_deref()
+        .is_some_and(|url| url.starts_with("http:"))
+    {
+        // The certificates are there when the first connection is.
+        tls.prepare();
+    }
     let path_style = config
         .force_path_style
         .unwrap_or_else(|| host.as_deref().is_some_and(needs_path_style));
@@ -119,20 +132,16 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
 }
 
 /// Our own transport, trusting what the stock one trusts.
-fn wire(config: &S3Config, bundle: Option<Bundle>, metrics: &Arc<Metrics>) -> Result<Wire> {
-    let roots = match bundle {
-        Some(bundle) => bundle.roots,
-        None => system_roots(),
-    };
-    Ok(Wire::new(WireConfig {
+fn wire(config: &S3Config, tls: LazyTls, metrics: &Arc<Metrics>) -> Wire {
+    Wire::new(WireConfig {
         connect_timeout: config.connect_timeout,
         progress_timeout: config.progress_timeout,
         first_byte_timeout: config.first_byte_timeout,
         idle_timeout: IDLE_TIMEOUT,
-        tls: Some(tls_config_with(roots)?),
+        tls: Some(tls),
         metrics: metrics.clone(),
         ..WireConfig::default()
-    }))
+    })
 }
 
 async fn load(config: &S3Config, http: SharedHttpClient) -> SdkConfig {
@@ -237,7 +246,9 @@ fn ca_bundle(config: &S3Config) -> Result<Option<Bundle>> {
     let Some(path) = config.ca_bundle.clone().or_else(from_env) else {
         return Ok(None);
     };
-    let pem = std::fs::read(&path).map_err(|error| Error::io(&path, error))?;
+    // A setting that names nothing is an unusable setting, whatever the file system calls it.
+    let pem = std::fs::read(&path)
+        .map_err(|error| Error::config("ca-bundle", format!("{}: {error}", path.display())))?;
     let mut roots = RootCertStore::empty();
     let usable = CertificateDer::pem_slice_iter(&pem)
         .all(|certificate| certificate.is_ok_and(|certificate| roots.add(certificate).is_ok()));
@@ -262,30 +273,34 @@ fn system_roots() -> RootCertStore {
 }
 
 /// The stock client: rustls with ring; certificates from the bundle or else the system; proxies of the environment.
-fn http_client(bundle: Option<&Bundle>) -> SharedHttpClient {
+fn http_client(bundle: Option<Arc<Bundle>>) -> SharedHttpClient {
+    SharedHttpClient::new(ByHost {
+        direct: stock(bundle.clone(), None),
+        proxied: stock(bundle, Some(ProxyConfig::from_env())),
+    })
+}
+
+fn trust(bundle: Option<&Bundle>) -> TlsContext {
     let trust = match bundle {
         Some(bundle) => TrustStore::empty().with_pem_certificate(bundle.pem.as_slice()),
         // The SDK's connector asserts that there are some.
         None => TrustStore::empty().with_native_roots(!system_roots().is_empty()),
     };
     let tls = TlsContext::builder().with_trust_store(trust).build();
-    let tls = tls.unwrap_or_default();
-    SharedHttpClient::new(ByHost {
-        direct: stock(tls.clone(), None),
-        proxied: stock(tls, Some(ProxyConfig::from_env())),
-    })
+    tls.unwrap_or_default()
 }
 
-fn stock(tls: TlsContext, proxy: Option<ProxyConfig>) -> SharedHttpClient {
+fn stock(bundle: Option<Arc<Bundle>>, proxy: Option<ProxyConfig>) -> SharedHttpClient {
     let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
     Builder::new().build_with_connector_fn(move |settings, components| {
+        let tls = trust(bundle.as_deref());
         let mut builder = Connector::builder().pool_idle_timeout(IDLE_TIMEOUT);
         builder.set_connector_settings(settings.cloned());
         builder.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
         builder.set_proxy_config(proxy.clone());
         builder
             .tls_provider(provider.clone())
-            .tls_context(tls.clone())
+            .tls_context(tls)
             .build()
     })
 }
@@ -321,21 +336,58 @@ impl HttpClient for ByHost<SharedHttpClient> {
         components: &RuntimeComponents,
     ) -> SharedHttpConnector {
         SharedHttpConnector::new(ByHost {
-            direct: self.direct.http_connector(settings, components),
-            proxied: self.proxied.http_connector(settings, components),
+            direct: OnUse::new(&self.direct, settings, components),
+            proxied: OnUse::new(&self.proxied, settings, components),
         })
     }
 }
 
-impl HttpConnector for ByHost<SharedHttpConnector> {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let uri = request.uri().parse::<http::Uri>().ok();
-        let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
-        match is_loopback(host) || is_metadata_service(host) {
-            true => self.direct.call(request),
-            false => self.proxied.call(request),
-        }
+/// A connector that is made when it is first used: that reads and parses the system's certificates, and most requests
+/// go over our own transport.
+struct OnUse(LazyLock<SharedHttpConnector, Box<dyn FnOnce() -> SharedHttpConnector + Send>>);
+
+impl OnUse {
+    fn new(
+        client: &SharedHttpClient,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> Self {
+        let (client, settings, components) = (client.clone(), settings.clone(), components.clone());
+        Self(LazyLock::new(Box::new(move || {
+            client.http_connector(&settings, &components)
+        })))
     }
+}
+
+impl std::fmt::Debug for OnUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnUse").finish_non_exhaustive()
+    }
+}
+
+impl HttpConnector for ByHost<OnUse> {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let uri = request.uri().parse::<http::Uri>().unwrap_or_default();
+        let host = uri.host().unwrap_or_default();
+        if is_loopback(host) || is_metadata_service(host) {
+            return self.direct.0.call(request);
+        }
+        let sent = self.proxied.0.call(request);
+        HttpConnectorFuture::new(async move { sent.await.map_err(|error| named(&uri, error)) })
+    }
+}
+
+/// A lookup that failed, with the name that was looked up: hyper does not tell it.
+fn named(uri: &http::Uri, error: ConnectorError) -> ConnectorError {
+    let is_direct = |endpoint| !is_proxied(&endpoint, |name| std::env::var(name).ok());
+    let said = refusal::with_causes(&error);
+    // Behind a proxy it is the proxy's name that was looked up.
+    if !said.contains("dns error") || !Endpoint::of(uri).is_ok_and(is_direct) {
+        return error;
+    }
+    let host = uri.host().unwrap_or_default().to_owned();
+    let failed = refusal::LookupFailed { host, said };
+    ConnectorError::io(failed.into())
 }
 
 /// IMDS (IPv4 and IPv6) and the ECS and EKS agents: link-local addresses.
