@@ -731,3 +731,24 @@ async fn a_host_that_does_not_exist_is_named_and_not_waited_for() {
         assert_eq!(metrics.requests.get(), 3 * 4, "{transport:?}");
     }
 }
+
+/// The first byte of a dataset waits for a LIST and a GET on one connection.
+#[tokio::test]
+async fn listings_heads_and_small_gets_share_a_connection() {
+    let server = FakeS3::start().unwrap();
+    server.put("bucket", "k", b"bytes");
+    let (client, metrics) = connect(&server, Transport::Direct).await;
+    assert_eq!(list(&client, "", Depth::All).await.unwrap(), ["k"]);
+    client.head(&uri("k")).await.unwrap();
+    // Neither brought bytes of an object, nor says how long one takes.
+    assert_eq!(metrics.bytes_received.get(), 0);
+    assert!(metrics.first_byte.quantile(1.0).is_zero());
+    read(&client, "k", 0..5).await.unwrap();
+    assert_eq!(metrics.bytes_received.get(), 5);
+    assert!(!metrics.first_byte.quantile(1.0).is_zero());
+    let connections = (
+        metrics.connections_opened.get(),
+        metrics.connections_reused.get(),
+    );
+    assert_eq!(connections, (1, 2));
+}

@@ -67,9 +67,14 @@ pub(super) struct Setup {
 /// Reads the environment and the profile. Nothing is sent.
 pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Setup> {
     config.validate()?;
-    let bundle = ca_bundle(config)?.map(Arc::new);
-    let http = http_client(bundle.clone());
-    let tls = LazyTls::new(move || match bundle {
+    let trust = Trust::of(config);
+    if config.ca_bundle.is_some() {
+        // What was typed is checked whether it is needed or not.
+        trust.bundle()?;
+    }
+    let http = http_client(&trust);
+    let of_wire = trust.clone();
+    let tls = LazyTls::new(move || match of_wire.bundle()? {
         Some(bundle) => tls_config_with(bundle.roots.clone()),
         None => tls_config_with(system_roots()),
     });
@@ -80,13 +85,6 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         Some(url) => check_url("endpoint-url", url)?.host().map(str::to_owned),
         None => None,
     };
-    if !endpoint_url
-        .as_deref()
-        .is_some_and(|url| url.starts_with("http:"))
-    {
-        // The certificates are there when the first connection is.
-        tls.prepare();
-    }
     let path_style = config
         .force_path_style
         .unwrap_or_else(|| host.as_deref().is_some_and(needs_path_style));
@@ -99,6 +97,14 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         .map_or(FALLBACK_REGION, Region::as_ref)
         .to_owned();
     let transport = transport(config, endpoint_url.as_deref(), &region);
+    let is_plain = |url: &str| url.starts_with("http:");
+    if !endpoint_url.as_deref().is_some_and(is_plain) {
+        match transport {
+            // They are there when the first connection is.
+            Transport::Direct => tls.prepare(),
+            Transport::Stock => drop(trust.bundle()?),
+        }
+    }
     let http = match transport {
         Transport::Direct => SharedHttpClient::new(WireHttpClient::new(wire.clone(), http)),
         Transport::Stock => http,
@@ -236,16 +242,42 @@ struct Bundle {
     roots: RootCertStore,
 }
 
-/// Reads the bundle of the flag or of `AWS_CA_BUNDLE`, and makes sure that it holds certificates.
-fn ca_bundle(config: &S3Config) -> Result<Option<Bundle>> {
-    let from_env = || {
-        std::env::var_os("AWS_CA_BUNDLE")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    };
-    let Some(path) = config.ca_bundle.clone().or_else(from_env) else {
-        return Ok(None);
-    };
+/// Whom to trust: the bundle of the flag or of `AWS_CA_BUNDLE`, or else the system's certificates. Read when the first
+/// connection needs it: parsing a hundred and forty certificates takes a millisecond, and plain HTTP needs none.
+#[derive(Clone)]
+struct Trust(OnUse<Result<Option<Bundle>>>);
+
+impl Trust {
+    fn of(config: &S3Config) -> Self {
+        let from_env = || {
+            std::env::var_os("AWS_CA_BUNDLE")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        };
+        let path = config.ca_bundle.clone().or_else(from_env);
+        Self(OnUse::of(move || path.map(ca_bundle).transpose()))
+    }
+
+    fn bundle(&self) -> Result<Option<&Bundle>> {
+        match self.0.get() {
+            Ok(bundle) => Ok(bundle.as_ref()),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    fn of_stock(&self) -> Result<TlsContext> {
+        let store = match self.bundle()? {
+            Some(bundle) => TrustStore::empty().with_pem_certificate(bundle.pem.as_slice()),
+            // The SDK's connector asserts that there are some.
+            None => TrustStore::empty().with_native_roots(!system_roots().is_empty()),
+        };
+        let tls = TlsContext::builder().with_trust_store(store).build();
+        Ok(tls.unwrap_or_default())
+    }
+}
+
+/// Reads a bundle, and makes sure that it holds certificates.
+fn ca_bundle(path: PathBuf) -> Result<Bundle> {
     // A setting that names nothing is an unusable setting, whatever the file system calls it.
     let pem = std::fs::read(&path)
         .map_err(|error| Error::config("ca-bundle", format!("{}: {error}", path.display())))?;
@@ -253,7 +285,7 @@ fn ca_bundle(config: &S3Config) -> Result<Option<Bundle>> {
     let usable = CertificateDer::pem_slice_iter(&pem)
         .all(|certificate| certificate.is_ok_and(|certificate| roots.add(certificate).is_ok()));
     if usable && !roots.is_empty() {
-        return Ok(Some(Bundle { pem, roots }));
+        return Ok(Bundle { pem, roots });
     }
     Err(Error::config(
         "ca-bundle",
@@ -273,36 +305,50 @@ fn system_roots() -> RootCertStore {
 }
 
 /// The stock client: rustls with ring; certificates from the bundle or else the system; proxies of the environment.
-fn http_client(bundle: Option<Arc<Bundle>>) -> SharedHttpClient {
+fn http_client(trust: &Trust) -> SharedHttpClient {
+    let (direct, proxied) = (trust.clone(), trust.clone());
     SharedHttpClient::new(ByHost {
-        direct: stock(bundle.clone(), None),
-        proxied: stock(bundle, Some(ProxyConfig::from_env())),
+        direct: OnUse::of(move || stock(direct, None)),
+        proxied: OnUse::of(move || stock(proxied, Some(ProxyConfig::from_env()))),
     })
 }
 
-fn trust(bundle: Option<&Bundle>) -> TlsContext {
-    let trust = match bundle {
-        Some(bundle) => TrustStore::empty().with_pem_certificate(bundle.pem.as_slice()),
-        // The SDK's connector asserts that there are some.
-        None => TrustStore::empty().with_native_roots(!system_roots().is_empty()),
+fn stock(trust: Trust, proxy: Option<ProxyConfig>) -> SharedHttpClient {
+    let tls = match trust.of_stock() {
+        Ok(tls) => tls,
+        Err(error) => return SharedHttpClient::new(Untrusting(error)),
     };
-    let tls = TlsContext::builder().with_trust_store(trust).build();
-    tls.unwrap_or_default()
-}
-
-fn stock(bundle: Option<Arc<Bundle>>, proxy: Option<ProxyConfig>) -> SharedHttpClient {
     let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
     Builder::new().build_with_connector_fn(move |settings, components| {
-        let tls = trust(bundle.as_deref());
         let mut builder = Connector::builder().pool_idle_timeout(IDLE_TIMEOUT);
         builder.set_connector_settings(settings.cloned());
         builder.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
         builder.set_proxy_config(proxy.clone());
         builder
             .tls_provider(provider.clone())
-            .tls_context(tls)
+            .tls_context(tls.clone())
             .build()
     })
+}
+
+/// A client whose bundle cannot be read: it says so, and does not trust the system's certificates instead.
+#[derive(Debug, Clone)]
+struct Untrusting(Error);
+
+impl HttpClient for Untrusting {
+    fn http_connector(
+        &self,
+        _: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
+
+impl HttpConnector for Untrusting {
+    fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
+        HttpConnectorFuture::ready(Err(ConnectorError::user(self.0.clone().into())))
+    }
 }
 
 /// Our own transport speaks to the endpoint itself; behind a proxy only the stock one can.
@@ -329,50 +375,58 @@ struct ByHost<C> {
     proxied: C,
 }
 
-impl HttpClient for ByHost<SharedHttpClient> {
+impl HttpClient for ByHost<OnUse<SharedHttpClient>> {
     fn http_connector(
         &self,
         settings: &HttpConnectorSettings,
         components: &RuntimeComponents,
     ) -> SharedHttpConnector {
+        let connector = |client: &OnUse<SharedHttpClient>| {
+            let (client, settings, components) =
+                (client.clone(), settings.clone(), components.clone());
+            OnUse::of(move || client.get().http_connector(&settings, &components))
+        };
         SharedHttpConnector::new(ByHost {
-            direct: OnUse::new(&self.direct, settings, components),
-            proxied: OnUse::new(&self.proxied, settings, components),
+            direct: connector(&self.direct),
+            proxied: connector(&self.proxied),
         })
     }
 }
 
-/// A connector that is made when it is first used: that reads and parses the system's certificates, and most requests
-/// go over our own transport.
-struct OnUse(LazyLock<SharedHttpConnector, Box<dyn FnOnce() -> SharedHttpConnector + Send>>);
+/// What is made when it is first used. The stock client and its connectors take milliseconds, most of them for the
+/// system's certificates, and a job whose requests all go over our own transport needs none of it.
+struct OnUse<T>(Arc<LazyLock<T, Box<dyn FnOnce() -> T + Send>>>);
 
-impl OnUse {
-    fn new(
-        client: &SharedHttpClient,
-        settings: &HttpConnectorSettings,
-        components: &RuntimeComponents,
-    ) -> Self {
-        let (client, settings, components) = (client.clone(), settings.clone(), components.clone());
-        Self(LazyLock::new(Box::new(move || {
-            client.http_connector(&settings, &components)
-        })))
+impl<T> OnUse<T> {
+    fn of(make: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self(Arc::new(LazyLock::new(Box::new(make))))
+    }
+
+    fn get(&self) -> &T {
+        &self.0
     }
 }
 
-impl std::fmt::Debug for OnUse {
+impl<T> Clone for OnUse<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> std::fmt::Debug for OnUse<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OnUse").finish_non_exhaustive()
     }
 }
 
-impl HttpConnector for ByHost<OnUse> {
+impl HttpConnector for ByHost<OnUse<SharedHttpConnector>> {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let uri = request.uri().parse::<http::Uri>().unwrap_or_default();
         let host = uri.host().unwrap_or_default();
         if is_loopback(host) || is_metadata_service(host) {
-            return self.direct.0.call(request);
+            return self.direct.get().call(request);
         }
-        let sent = self.proxied.0.call(request);
+        let sent = self.proxied.get().call(request);
         HttpConnectorFuture::new(async move { sent.await.map_err(|error| named(&uri, error)) })
     }
 }
@@ -407,5 +461,45 @@ impl aws_credential_types::provider::ProvideCredentials for Shared {
         Self: 'a,
     {
         self.0.provide_credentials()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn set_up(url: &str) -> Wire {
+        let config = S3Config {
+            endpoint_url: Some(url.into()),
+            anonymous: true,
+            ..S3Config::default()
+        };
+        find(&config, &Arc::default()).await.unwrap().wire
+    }
+
+    /// For plain HTTP none are read; for TLS all are, before the first request.
+    #[tokio::test]
+    async fn certificates_are_read_for_tls_only() {
+        let has_read = |wire: &Wire| format!("{wire:?}").contains("LazyTls(true)");
+        let plain = set_up("http://127.0.0.1:1").await;
+        let encrypted = set_up("https://127.0.0.1:1").await;
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !has_read(&encrypted) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("they are read ahead");
+        assert!(!has_read(&plain));
+    }
+
+    #[test]
+    fn a_bundle_that_cannot_be_read_is_not_replaced_by_the_system() {
+        let config = S3Config {
+            ca_bundle: Some("/no/such/bundle.pem".into()),
+            ..S3Config::default()
+        };
+        let trust = Trust::of(&config);
+        assert!(matches!(trust.of_stock(), Err(Error::Config { .. })));
     }
 }
