@@ -649,6 +649,10 @@ fn trainer(client: Client, work: Work) -> Task {
     }
 }
 
+/// The unit is what a plain client needs for one GET in a fresh process. Both sides' clocks start at the same place:
+/// with the process (before it, in whoever starts it), or with the first thing that a client does, which is to connect
+/// for the one and to read its configuration for the other. LIST and GET are two units by nature; what is above is
+/// set-up, parsing, the first part's own time on the line (64 KiB at 20 ms/MiB are 0.04 units) and the FIFO.
 fn first_byte(sizes: Sizes) -> Row {
     let few = Objects {
         key: "few/".into(),
@@ -685,7 +689,8 @@ fn first_byte(sizes: Sizes) -> Row {
     };
     let since_client = |label| {
         move |round: &Round<'_>| {
-            round.get(label).first_byte_since_client_s / round.get("one GET").first_byte_s
+            round.get(label).first_byte_since_client_s
+                / round.get("one GET").first_byte_since_client_s
         }
     };
     let since_start = |label| {

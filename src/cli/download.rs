@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::flags::EngineFlags;
+use super::flags::{EngineFlags, switch};
 use super::progress::{Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
 use super::{Context, connect, interrupt};
@@ -36,7 +36,7 @@ pub(super) struct Download {
     /// Where to put it; made if missing
     dir: PathBuf,
     /// Flush each file before it gets its name: survives a loss of power
-    #[arg(long, env = "STANDPIPE_FSYNC", hide_env = true)]
+    #[arg(long, value_parser = switch, env = "STANDPIPE_FSYNC", hide_env = true)]
     fsync: bool,
     #[command(flatten)]
     engine: EngineFlags,

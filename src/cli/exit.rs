@@ -83,6 +83,7 @@ fn of(error: &Error) -> u8 {
         Error::Throttled { .. }
         | Error::Server { .. }
         | Error::Network { .. }
+        | Error::UnknownHost { .. }
         | Error::Protocol { .. }
         | Error::Stalled { .. }
         | Error::Tls { .. } => NETWORK,

@@ -38,6 +38,7 @@ pub(super) struct SourceFlags {
     #[arg(
         long,
         global = true,
+        value_parser = switch,
         env = "STANDPIPE_NO_SIGN_REQUEST",
         hide_env = true
     )]
@@ -112,6 +113,15 @@ impl SourceFlags {
             ca_bundle: None,
             transport: self.transport,
         }
+    }
+}
+
+/// A flag's variable: whatever people write for yes and no. Empty is as good as unset.
+pub(super) fn switch(text: &str) -> std::result::Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("use 1 or 0, true or false, yes or no, on or off".into()),
     }
 }
 

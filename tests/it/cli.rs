@@ -253,7 +253,12 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
     server.put_synthetic("bkt", "changing", 3 << 20, 1);
     server.script(
         "bkt/changing",
-        vec![Rule::new(Effect::Replace { seed: 2 }).skip(1)],
+        // Between two GETs: a HEAD beside them sees either version.
+        vec![
+            Rule::new(Effect::Replace { seed: 2 })
+                .skip(1)
+                .operations(&[Operation::Get]),
+        ],
     );
     let changing = ["cat", "s3://bkt/changing", "--part-size", "1MiB", "--json"];
     assert_eq!(code(&run(&server, &changing)), 5);
@@ -601,6 +606,45 @@ fn an_unknown_certificate_is_told_with_the_flag_that_names_its_issuer() {
         .output()
         .unwrap();
     assert_eq!(text(&output.stdout), "alpha", "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_bundle_that_is_not_there_is_an_unusable_setting() {
+    let args = ["cat", "s3://bkt/a", "--no-sign-request", "--ca-bundle"];
+    let output = bare(&args).arg("/no/such/bundle.pem").output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(code(&output), 2, "{stderr}");
+    assert!(
+        stderr.contains("ca-bundle") && stderr.contains("/no/such/bundle.pem"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn variables_of_flags_take_what_people_write_for_yes_and_no() {
+    let server = FakeS3::start().unwrap();
+    server.put("bkt", "a", b"alpha");
+    let dir = tempfile::tempdir().unwrap();
+    let download = |name: &str, value: &str| {
+        let endpoint = server.endpoint();
+        let mut command = bare(&["download", "s3://bkt/a", "--endpoint-url", &endpoint]);
+        if name != "STANDPIPE_NO_SIGN_REQUEST" {
+            command.arg("--no-sign-request");
+        }
+        let into = dir.path().join(format!("{name}-{value}"));
+        command.arg(into).env(name, value).output().unwrap()
+    };
+    for (value, is_unsigned) in [("1", true), ("yes", true), ("0", false), ("", false)] {
+        let output = download("STANDPIPE_NO_SIGN_REQUEST", value);
+        let stderr = text(&output.stderr);
+        // Without credentials, only what need not be signed goes well.
+        assert_eq!(code(&output), if is_unsigned { 0 } else { 4 }, "{stderr}");
+        let output = download("STANDPIPE_FSYNC", value);
+        assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    }
+    let output = download("STANDPIPE_FSYNC", "maybe");
+    assert_eq!(code(&output), 2);
+    assert!(text(&output.stderr).contains("1 or 0"));
 }
 
 /// S4: a reader that goes away is no failure.

@@ -180,9 +180,8 @@ fn refused() -> Vec<Case> {
         // The second page of the listing fails.
         right(status(500).skip(1).times(1), &[List]),
         case(status(500), ALL, Seen::Server),
-        case(status(503), &[List, Whole], Seen::Throttled),
-        // The answer to a HEAD has no body, and so no code that tells "slow down" from other trouble.
-        case(status(503), &[Head], Seen::Server),
+        // The answer to a HEAD has no body, and so no code: its status has to do.
+        case(status(503), &[List, Whole, Head], Seen::Throttled),
         case(status(400), ALL, Seen::Refused),
         case(status(403), ALL, Seen::Denied),
         case(status(404), ALL, Seen::NotFound),

@@ -7,8 +7,8 @@ use futures::TryStreamExt;
 use standpipe::buffer::PartBuf;
 use standpipe::checksum::{ChecksumAlgorithm, ChecksumPolicy};
 use standpipe::client::{
-    AccessKey, Depth, GetMeta, ListEntry, ObjectClient, S3Client, S3Config, SseCustomerKey,
-    Transport,
+    AccessKey, Depth, GetMeta, ListEntry, ObjectClient, RetryClient, RetryConfig, S3Client,
+    S3Config, SseCustomerKey, Transport,
 };
 use standpipe::error::{Error, Result};
 use standpipe::metrics::Metrics;
@@ -45,7 +45,7 @@ fn uri(key: &str) -> ObjectUri {
 
 /// Reads `range` of an object of which nothing is known.
 async fn read(
-    client: &S3Client,
+    client: &dyn ObjectClient,
     key: &str,
     range: std::ops::Range<u64>,
 ) -> Result<(Vec<u8>, GetMeta)> {
@@ -69,7 +69,7 @@ async fn read_id(client: &S3Client, id: &ObjectId) -> Result<(Vec<u8>, GetMeta)>
     Ok((part.filled().to_vec(), meta))
 }
 
-async fn list(client: &S3Client, prefix: &str, depth: Depth) -> Result<Vec<String>> {
+async fn list(client: &dyn ObjectClient, prefix: &str, depth: Depth) -> Result<Vec<String>> {
     let entries: Vec<ListEntry> = client.list(&uri(prefix), depth).try_collect().await?;
     Ok(entries
         .into_iter()
@@ -674,10 +674,7 @@ async fn what_cannot_work_is_said_before_anything_is_sent() {
     ];
     for case in cases {
         let error = S3Client::connect(case, Arc::default()).await.unwrap_err();
-        assert!(
-            matches!(error, Error::Config { .. } | Error::Io { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, Error::Config { .. }), "{error}");
     }
     assert!(server.log().is_empty());
 }
@@ -705,4 +702,52 @@ async fn nobody_listening_is_a_network_error() {
             assert!(matches!(error, Error::Network { .. }), "{error:?}");
         }
     }
+}
+
+/// A label of more than 63 characters cannot be asked of any name server, so nothing is sent.
+#[tokio::test]
+async fn a_host_that_does_not_exist_is_named_and_not_waited_for() {
+    let host = "x".repeat(64);
+    for transport in TRANSPORTS {
+        let config = S3Config {
+            endpoint_url: Some(format!("http://{host}:1")),
+            anonymous: true,
+            transport,
+            ..S3Config::default()
+        };
+        let (client, metrics) = client(config).await;
+        let client = RetryClient::new(Arc::new(client), RetryConfig::default(), metrics.clone());
+        for error in [
+            read(&client, "k", 0..1).await.unwrap_err(),
+            client.head(&uri("k")).await.unwrap_err(),
+            list(&client, "", Depth::All).await.unwrap_err(),
+        ] {
+            assert!(
+                matches!(error.root(), Error::UnknownHost { host: named, .. } if *named == host),
+                "{transport:?}: {error:?}"
+            );
+        }
+        assert_eq!(metrics.requests.get(), 3 * 4, "{transport:?}");
+    }
+}
+
+/// The first byte of a dataset waits for a LIST and a GET on one connection.
+#[tokio::test]
+async fn listings_heads_and_small_gets_share_a_connection() {
+    let server = FakeS3::start().unwrap();
+    server.put("bucket", "k", b"bytes");
+    let (client, metrics) = connect(&server, Transport::Direct).await;
+    assert_eq!(list(&client, "", Depth::All).await.unwrap(), ["k"]);
+    client.head(&uri("k")).await.unwrap();
+    // Neither brought bytes of an object, nor says how long one takes.
+    assert_eq!(metrics.bytes_received.get(), 0);
+    assert!(metrics.first_byte.quantile(1.0).is_zero());
+    read(&client, "k", 0..5).await.unwrap();
+    assert_eq!(metrics.bytes_received.get(), 5);
+    assert!(!metrics.first_byte.quantile(1.0).is_zero());
+    let connections = (
+        metrics.connections_opened.get(),
+        metrics.connections_reused.get(),
+    );
+    assert_eq!(connections, (1, 2));
 }

@@ -10,6 +10,7 @@ use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::create_session::CreateSessionError;
 
 use super::config::S3Config;
+use crate::client::wire::is_unknown_host;
 use crate::error::{Answer, Error};
 use crate::object::ObjectUri;
 
@@ -142,8 +143,10 @@ pub(super) fn classify(subject: Subject<'_>, answer: Answer) -> Error {
         }
         (412, _) if subject.etag.is_some() => Error::Changed {
             uri,
+            offset,
             expected: subject.etag.unwrap_or_default().into(),
-            found: "another version (HTTP 412)".into(),
+            found: "another version".into(),
+            answer: Box::new(answer),
         },
         (416, _) => Error::RangeNotSatisfiable {
             uri,
@@ -154,8 +157,11 @@ pub(super) fn classify(subject: Subject<'_>, answer: Answer) -> Error {
     }
 }
 
+/// A 503 without a code is the answer to a HEAD, which has no body to say it in: it is S3's `SlowDown` far more often
+/// than anything else, and slowing down is right for the rest too.
 fn is_throttle(status: u16, code: &str) -> bool {
     status == 429
+        || (status == 503 && code.is_empty())
         || matches!(
             code,
             "SlowDown"
@@ -260,6 +266,9 @@ where
     if let Some(tls) = find::<rustls::Error>(error) {
         return tls_failed(endpoint, tls).into();
     }
+    if let Some(lookup) = find::<LookupFailed>(error) {
+        return lookup.to_error(subject).into();
+    }
     let timeout = matches!(error, SdkError::TimeoutError(_));
     match error {
         SdkError::ResponseError(_) if is_broken_off(error) => Error::Network {
@@ -310,6 +319,33 @@ where
         },
     }
     .into()
+}
+
+/// The stock transport could not find an address.
+#[derive(Debug, thiserror::Error)]
+#[error("looking up {host}: {said}")]
+pub(super) struct LookupFailed {
+    pub(super) host: String,
+    pub(super) said: String,
+}
+
+impl LookupFailed {
+    fn to_error(&self, subject: Subject<'_>) -> Error {
+        let uri = subject.uri.to_string();
+        let source = Arc::new(std::io::Error::other(self.to_string()));
+        match is_unknown_host(&self.said) {
+            true => Error::UnknownHost {
+                uri,
+                host: self.host.clone(),
+                source,
+            },
+            false => Error::Network {
+                uri,
+                offset: subject.offset,
+                source,
+            },
+        }
+    }
 }
 
 /// A connection that was closed before an answer came is a transport's failure, whatever hyper calls it.
@@ -465,7 +501,7 @@ mod tests {
     #[test]
     fn the_table() {
         type Case = (u16, &'static str, fn(&Error) -> bool);
-        let cases: [Case; 22] = [
+        let cases: [Case; 23] = [
             (404, "NoSuchKey", |e| matches!(e, Error::NotFound { .. })),
             (404, "", |e| matches!(e, Error::NotFound { .. })),
             (404, "NoSuchBucket", |e| matches!(e, Error::NotFound { .. })),
@@ -479,14 +515,17 @@ mod tests {
             (400, "ExpiredToken", |e| {
                 matches!(e, Error::PermissionDenied { .. })
             }),
-            (412, "PreconditionFailed", |e| {
-                matches!(e, Error::Changed { .. })
-            }),
+            (
+                412,
+                "PreconditionFailed",
+                |e| matches!(e, Error::Changed { offset: 7, answer, .. } if answer.request_id.as_deref() == Some("R1")),
+            ),
             (416, "InvalidRange", |e| {
                 matches!(e, Error::RangeNotSatisfiable { offset: 7, .. })
             }),
             (503, "SlowDown", |e| matches!(e, Error::Throttled { .. })),
             (429, "", |e| matches!(e, Error::Throttled { .. })),
+            (503, "", |e| matches!(e, Error::Throttled { .. })),
             (400, "ThrottlingException", |e| {
                 matches!(e, Error::Throttled { .. })
             }),

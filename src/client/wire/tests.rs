@@ -752,7 +752,7 @@ mod tls {
             let mut roots = RootCertStore::empty();
             roots.add(self.certificate()).unwrap();
             Wire::new(WireConfig {
-                tls: Some(tls_config_with(roots).unwrap()),
+                tls: Some(tls_config_with(roots).unwrap().into()),
                 ..WireConfig::default()
             })
         }

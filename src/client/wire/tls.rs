@@ -15,6 +15,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -39,6 +41,49 @@ const LARGE_STAGING_BYTES: usize = 256 << 10;
 /// With so much room ciphertext is received where the payload belongs. It must be more than a record: part of one may
 /// have come before.
 const DIRECT_BYTES: usize = 64 << 10;
+
+/// A configuration that is made when it is first needed: a hundred certificates are read and parsed, for plain HTTP in
+/// vain, and for TLS while the name is looked up and the connection opened.
+#[derive(Clone)]
+pub struct LazyTls(Shared<BoxFuture<'static, CrateResult<Arc<ClientConfig>>>>);
+
+impl LazyTls {
+    /// To be made by `make`, once, on a thread where it may block.
+    pub fn new(make: impl FnOnce() -> CrateResult<Arc<ClientConfig>> + Send + 'static) -> Self {
+        let made = async {
+            let made = tokio::task::spawn_blocking(make).await;
+            made.unwrap_or_else(|_| {
+                Err(Error::Internal {
+                    what: "reading the certificates".into(),
+                })
+            })
+        };
+        Self(made.boxed().shared())
+    }
+
+    /// Has it made ahead of the first connection. Must be called on a Tokio runtime.
+    pub fn prepare(&self) {
+        drop(tokio::spawn(self.0.clone()));
+    }
+
+    pub(super) async fn get(&self) -> Result<Arc<ClientConfig>, Fault> {
+        self.0.clone().await.map_err(Fault::Refused)
+    }
+}
+
+impl From<Arc<ClientConfig>> for LazyTls {
+    fn from(config: Arc<ClientConfig>) -> Self {
+        Self(std::future::ready(Ok(config)).boxed().shared())
+    }
+}
+
+impl std::fmt::Debug for LazyTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LazyTls")
+            .field(&self.0.peek().is_some())
+            .finish()
+    }
+}
 
 /// The trust and the sessions that all connections share: the system's roots and those of a bundle.
 ///
