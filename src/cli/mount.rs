@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,7 +12,7 @@ use super::flags::EngineFlags;
 use super::report::Report;
 use super::{Context, interrupt};
 use crate::error::{Error, Result};
-use crate::fastfile::fuse::{self, Direct, Mount as Mounted, MountOptions, StrayOption};
+use crate::fastfile::fuse::{self, Direct, Mount as Mounted, MountOptions, StrayOption, Unmounter};
 use crate::fastfile::tree::{Namespace, Root};
 use crate::object::ObjectUri;
 use crate::runtime;
@@ -81,15 +81,22 @@ impl Mount {
             metrics: context.metrics.clone(),
             started: context.started,
         };
-        let mounted = self.start(&context, &options)?;
-        let unmounter = mounted.unmounter();
+        // Before the mount can be seen, so that no signal finds nobody listening.
+        let unmounter = Arc::new(OnceLock::<Unmounter>::new());
+        let mounted = unmounter.clone();
         interrupt::listen(move || {
+            let exit = || -> ! { std::process::exit(interrupt::exit_code().map_or(1, i32::from)) };
+            let Some(unmounter) = mounted.get() else {
+                exit();
+            };
             unmounter.detach();
-            std::thread::spawn(|| {
+            std::thread::spawn(move || {
                 std::thread::sleep(LAST_REQUESTS);
-                std::process::exit(interrupt::exit_code().map_or(1, i32::from));
+                exit();
             });
         })?;
+        let mounted = self.start(&context, &options)?;
+        let _ = unmounter.set(mounted.unmounter());
         if context.shows_progress() && !self.daemon {
             eprintln!(
                 "standpipe: {} is mounted at {}; Ctrl-C unmounts",
