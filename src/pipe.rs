@@ -5,9 +5,9 @@
 //! docs/SEMANTICS.md, clause by clause; each clause stands over the test that proves it.
 //!
 //! What limits it: a byte is copied into the pipe and out of it, about 2 to 3 GB/s on one core with a pipe of 1 MiB, and
-//! a pipe that is full holds up its own channel alone. What it cannot do: a FIFO carries bytes and an end, no error. So
-//! an epoch that fails never ends: its write end stays open while a status file beside the FIFO and the exit code of the
-//! process say why.
+//! a pipe that is full holds up its own channel alone. (Passing pages by `vmsplice` instead was tried: ARCHITECTURE.md
+//! says why it is not done.) What it cannot do: a FIFO carries bytes and an end, no error. So an epoch that fails never
+//! ends: its write end stays open while a status file beside the FIFO and the exit code of the process say why.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -38,6 +38,7 @@ mod connector;
 mod head;
 mod pool;
 mod proxy;
+mod record;
 mod tls;
 mod transport;
 mod watch;
