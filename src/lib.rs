@@ -43,6 +43,7 @@ pub mod cli;
 pub mod client;
 pub mod download;
 pub mod error;
+pub mod fastfile;
 pub mod input;
 pub mod metrics;
 pub mod object;
