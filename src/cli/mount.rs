@@ -12,9 +12,11 @@ use super::flags::EngineFlags;
 use super::report::Report;
 use super::{Context, interrupt};
 use crate::error::{Error, Result};
-use crate::fastfile::fuse::{self, Direct, Mount as Mounted, MountOptions, StrayOption, Unmounter};
+use crate::fastfile::fuse::{self, Mount as Mounted, MountOptions, StrayOption, Unmounter};
+use crate::fastfile::read::{OpenFiles, ReadConfig};
 use crate::fastfile::tree::{Namespace, Root};
 use crate::object::ObjectUri;
+use crate::prefetch::PrefetchConfig;
 use crate::runtime;
 
 /// What requests under way get to finish in after SIGTERM; files that are still open then lose their server.
@@ -115,12 +117,14 @@ impl Mount {
     fn start(&self, context: &Context, options: &MountOptions) -> Result<Mounted> {
         let engine = self.engine.config()?;
         let client = context.connect(&[self.uri.scheme()], &engine)?;
+        let reads = reads(&engine);
+        let files = OpenFiles::new(client.clone(), reads, context.metrics.clone())?;
         let namespace = runtime::handle().block_on(async {
             let root = Root::resolve(&client, &self.uri).await?;
             Namespace::start(&client, root).await
         })?;
         make(&self.dir)?;
-        Mounted::start(namespace, Arc::new(Direct::new(client)), &self.dir, options)
+        Mounted::start(namespace, Arc::new(files), &self.dir, options)
     }
 
     /// An option of `-o` that is a flag of ours.
@@ -145,6 +149,19 @@ impl Mount {
         }
         Ok(())
     }
+}
+
+/// The engine's settings, for reads at any offset.
+fn reads(engine: &PrefetchConfig) -> ReadConfig {
+    let mut config = ReadConfig::default();
+    config.memory_bytes = engine.memory_bytes;
+    config.part_bytes = engine.part_bytes;
+    config.concurrency = engine.concurrency;
+    // A block is no larger than a part.
+    while config.block_bytes > config.part_bytes {
+        config.block_bytes /= 2;
+    }
+    config
 }
 
 /// Makes the directory. That it is there may show as an error: a mount whose server is gone.

@@ -1,8 +1,8 @@
 //! The mount: a [`Namespace`] as a read-only file system of the kernel's.
 //!
 //! Two or more session threads take requests from `/dev/fuse` and answer what is in memory on the spot: names,
-//! attributes, directories. What must wait (a name that the listing has not reached, bytes that are not there) goes to
-//! a task of the runtime, which sends the reply itself; so a slow read holds up nothing but its reader.
+//! attributes, directories, bytes. What must wait (a name that the listing has not reached, bytes that are on their
+//! way) goes to a task of the runtime, which sends the reply itself; so a slow read holds up nothing but its reader.
 //!
 //! The listing is a snapshot, so the kernel may keep names, absences and attributes for a year and pages from open to
 //! open. What was measured to matter is set: read-ahead of 1 MiB (`/sys/class/bdi`, after mounting: INIT cannot raise
@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use filesystem::Files;
 
 pub use options::{MountOptions, StrayOption};
-pub use source::{Direct, OpenFile, Source};
+pub use source::{OpenFile, Source};
 pub use system::{is_mounted, unmount};
 
 /// Session threads: two at least, or a directory of a million names holds up a read; more than cores gave nothing.

@@ -14,7 +14,8 @@ use fake_s3::{Effect, FakeS3, Latency, Operation, Rule};
 use standpipe::client::{
     LimitClient, LimitConfig, ObjectClient, RetryClient, RetryConfig, S3Client, Transport,
 };
-use standpipe::fastfile::fuse::{self, Direct, Mount, MountOptions};
+use standpipe::fastfile::fuse::{self, Mount, MountOptions};
+use standpipe::fastfile::read::{OpenFiles, ReadConfig};
 use standpipe::fastfile::tree::{Namespace, Root};
 use standpipe::metrics::Metrics;
 use standpipe::runtime;
@@ -505,7 +506,7 @@ fn names_are_served_while_a_slow_listing_runs() {
     assert_eq!(names(mount.dir.path()).len(), 3000);
 }
 
-/// M15: a request that is stuck ends with an error; nothing hangs, and other files are served meanwhile.
+/// M15: a request that brings no byte ends with an error; nothing hangs, and other files are served meanwhile.
 #[test]
 fn a_stuck_request_times_out() {
     needs_fuse();
@@ -531,15 +532,18 @@ fn a_stuck_request_times_out() {
         max_attempts: 2,
         ..RetryConfig::default()
     };
-    let client: Arc<dyn ObjectClient> =
-        Arc::new(RetryClient::new(Arc::new(limited), retries, metrics));
+    let client: Arc<dyn ObjectClient> = Arc::new(RetryClient::new(
+        Arc::new(limited),
+        retries,
+        metrics.clone(),
+    ));
     let uri = "s3://b/d/".parse().unwrap();
     let namespace = runtime::handle().block_on(async {
         let root = Root::resolve(&client, &uri).await.unwrap();
         Namespace::start(&client, root).await.unwrap()
     });
     let dir = tempfile::tempdir().unwrap();
-    let source = Arc::new(Direct::new(client));
+    let source = Arc::new(OpenFiles::new(client, ReadConfig::default(), metrics).unwrap());
     let mount = Mount::start(namespace, source, dir.path(), &MountOptions::default()).unwrap();
     let read = |name: &str| {
         let (path, (sender, outcome)) = (dir.path().join(name), mpsc::channel());
@@ -555,6 +559,36 @@ fn a_stuck_request_times_out() {
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     drop(mount);
     assert!(!fuse::is_mounted(dir.path()));
+}
+
+/// M18: a file that is read in order is read ahead, each byte once.
+#[test]
+fn files_read_in_order_are_read_ahead() {
+    let (server, size) = (FakeS3::start().unwrap(), 64 << 20);
+    server.put_synthetic("b", "d/f", size, 7);
+    let slow = Effect::Latency(Latency::fixed(Duration::from_millis(20)));
+    server.script("b/d/", vec![Rule::new(slow).operations(&[Operation::Get])]);
+    let mount = Mounted::new(&server, "s3://b/d/");
+    let (before, mut expected) = (server.stats(), vec![0; size as usize]);
+    assert_eq!(
+        before.bytes_sent / size,
+        0,
+        "nothing is fetched before it is read"
+    );
+    fake_s3::content(7, 0, &mut expected);
+    assert!(fs::read(mount.path("f")).unwrap() == expected);
+    let after = server.stats();
+    let (bytes, requests) = (
+        after.bytes_sent - before.bytes_sent,
+        after.requests - before.requests,
+    );
+    assert!(
+        after.in_flight_peak >= 4,
+        "{} at once",
+        after.in_flight_peak
+    );
+    assert!(bytes < size + (1 << 20), "{bytes} bytes");
+    assert!(requests < 64, "{requests} requests");
 }
 
 /// M16: local files are passed through to the kernel where it allows that, and read by way of us where not.

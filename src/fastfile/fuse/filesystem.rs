@@ -7,8 +7,10 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -266,6 +268,12 @@ fn within(offset: u64, size: u32, size_bytes: u64) -> ByteRange {
     ByteRange::new(start, start.saturating_add(u64::from(size)).min(size_bytes))
 }
 
+/// Polls once, for no waker: whoever goes on polls again.
+fn is_done(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
+    let mut context = Context::from_waker(Waker::noop());
+    Pin::new(future).poll(&mut context).is_ready()
+}
+
 async fn read(handle: Arc<Handle>, range: ByteRange, reply: ReplyData) {
     match handle.file.read(range).await {
         Ok(bytes) if bytes.len() as u64 == range.len() => reply.data(&bytes),
@@ -349,7 +357,10 @@ impl Filesystem for Files {
         let Some(object) = self.0.namespace.tree().object(ino) else {
             return reply.error(Errno::EISDIR);
         };
-        let file = self.0.source.open(object);
+        let file = match self.0.source.open(object) {
+            Ok(file) => file,
+            Err(error) => return reply.error(failed("opening a file", &error, true)),
+        };
         let (handle, backing) = self
             .0
             .opens
@@ -382,9 +393,12 @@ impl Filesystem for Files {
         if range.is_empty() {
             return reply.data(&[]);
         }
-        match handle.file.read_now(range) {
-            Some(bytes) => reply.data(&bytes),
-            None => drop(self.0.runtime.spawn(read(handle, range, reply))),
+        let runtime = &self.0.runtime;
+        let mut read = Box::pin(read(handle, range, reply));
+        // Begun here, in the order in which the kernel asks; whatever is not there yet goes on in a task.
+        let _within = runtime.enter();
+        if !is_done(&mut read) {
+            runtime.spawn(read);
         }
     }
 
@@ -398,7 +412,7 @@ impl Filesystem for Files {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.opens.close(fh.0);
+        drop(self.0.opens.close(fh.0));
         reply.ok();
     }
 

@@ -8,15 +8,17 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::buffer::PartBuf;
-use crate::client::ObjectClient;
 use crate::error::Result;
+use crate::fastfile::read::{self, OpenFiles, Pieces};
 use crate::object::{ByteRange, ObjectMeta, Scheme};
 
 /// Opens objects for reading.
 pub trait Source: Debug + Send + Sync + 'static {
     /// Opens an object. Must not wait: it is called on a session thread.
-    fn open(&self, object: ObjectMeta) -> Arc<dyn OpenFile>;
+    ///
+    /// # Errors
+    /// What the object lacks to be opened.
+    fn open(&self, object: ObjectMeta) -> Result<Arc<dyn OpenFile>>;
 }
 
 /// An object that is being read.
@@ -24,61 +26,37 @@ pub trait OpenFile: Debug + Send + Sync + 'static {
     /// The object.
     fn object(&self) -> &ObjectMeta;
 
-    /// The bytes of a range, if they are here already. Must not wait.
-    fn read_now(&self, range: ByteRange) -> Option<Bytes>;
-
-    /// The bytes of a range that lies within the object.
+    /// The bytes of a range that lies within the object, all of them.
+    ///
+    /// It is polled once on the session thread, so that reads begin in the order in which the kernel sends them and what
+    /// is in memory is answered on the spot; a poll must not block.
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>>;
 
     /// A local file that holds the whole object, for passthrough.
     fn whole(&self) -> Option<File>;
 }
 
-/// Asks the client for exactly what the kernel asks for.
-#[derive(Debug)]
-pub struct Direct {
-    client: Arc<dyn ObjectClient>,
-}
-
-impl Direct {
-    /// Reads through `client`.
-    pub fn new(client: Arc<dyn ObjectClient>) -> Self {
-        Self { client }
-    }
-}
-
-impl Source for Direct {
-    fn open(&self, object: ObjectMeta) -> Arc<dyn OpenFile> {
-        Arc::new(DirectFile {
-            client: self.client.clone(),
-            object,
-        })
+/// The read path of FastFile mode: windows ahead of what is read in order, out of one memory.
+impl Source for OpenFiles {
+    fn open(&self, object: ObjectMeta) -> Result<Arc<dyn OpenFile>> {
+        let file = OpenFiles::open(self, object.id.clone())?;
+        Ok(Arc::new(Windowed { file, object }))
     }
 }
 
 #[derive(Debug)]
-struct DirectFile {
-    client: Arc<dyn ObjectClient>,
+struct Windowed {
+    file: read::OpenFile,
     object: ObjectMeta,
 }
 
-impl OpenFile for DirectFile {
+impl OpenFile for Windowed {
     fn object(&self) -> &ObjectMeta {
         &self.object
     }
 
-    fn read_now(&self, _range: ByteRange) -> Option<Bytes> {
-        None
-    }
-
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
-        async move {
-            let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-            let mut part = PartBuf::heap(len);
-            self.client.get(&self.object.id, range, &mut part).await?;
-            Ok(part.freeze())
-        }
-        .boxed()
+        all_of(&self.file, range).boxed()
     }
 
     /// A local object is its file, as long as that is the one that was listed.
@@ -94,4 +72,30 @@ impl OpenFile for DirectFile {
             && now.modified().ok() == self.object.last_modified;
         same.then_some(file)
     }
+}
+
+/// A read that comes short is one before an error, which the next one gives; the kernel takes all or that error.
+async fn all_of(file: &read::OpenFile, range: ByteRange) -> Result<Bytes> {
+    let len = |range: ByteRange| usize::try_from(range.len()).unwrap_or(usize::MAX);
+    let first = file.read_at(range.start, len(range)).await?;
+    if first.len() == len(range) {
+        return Ok(first.into_bytes());
+    }
+    let mut bytes = Vec::with_capacity(len(range));
+    let mut append = |pieces: &Pieces| {
+        pieces
+            .iter()
+            .for_each(|piece| bytes.extend_from_slice(piece));
+        range.start + bytes.len() as u64
+    };
+    let mut at = append(&first);
+    while at < range.end {
+        let rest = ByteRange::new(at, range.end);
+        let more = file.read_at(at, len(rest)).await?;
+        if more.is_empty() {
+            break;
+        }
+        at = append(&more);
+    }
+    Ok(bytes.into())
 }
