@@ -2,6 +2,7 @@
 
 mod cli;
 mod conformance;
+mod fastfile_read;
 mod faults;
 mod fixtures;
 mod hostile;
