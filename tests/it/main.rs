@@ -3,6 +3,7 @@
 mod cli;
 mod conformance;
 mod fastfile;
+mod fastfile_read;
 mod faults;
 mod fixtures;
 mod hostile;

@@ -452,7 +452,8 @@ impl Core {
         if detector.window_bytes == 0 || file.size <= self.config.part_bytes {
             return garbage;
         }
-        let to = detector.end.saturating_sub(SLACK_BYTES);
+        // A read that was overtaken reaches back by its own length too.
+        let to = detector.end.saturating_sub(2 * SLACK_BYTES);
         let others: Vec<Detector> = file
             .handles
             .iter()
@@ -465,7 +466,7 @@ impl Core {
                     && start <= other.end.saturating_add(other.window_bytes)
             })
         };
-        let from = handle.released_to.min(to);
+        let from = handle.released_to.max(detector.begin).min(to);
         let behind = file
             .parts
             .range(from..to)

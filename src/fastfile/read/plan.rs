@@ -8,8 +8,6 @@ use crate::object::ByteRange;
 pub(super) const SLACK_BYTES: u64 = 1 << 20;
 /// Where the indexes of parquet, zip and tar files are: readers look there first, and again.
 const FOOTER_BYTES: u64 = 64 << 10;
-/// A window that opens is one part of the usual size.
-const FIRST_WINDOW_BYTES: u64 = 8 << 20;
 /// What a random read fetches at least where nothing keeps the rest: the kernel's own read-ahead.
 const LEAST_BYTES: u64 = 128 << 10;
 /// This many parts make a window, until they are full ones: the first to be needed is not held up by the others.
@@ -26,6 +24,8 @@ pub(super) enum Access {
 /// Tells reads in order from random ones, and grows the window.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Detector {
+    /// Where the run began: what lies before it was not passed.
+    pub(super) begin: u64,
     /// One past the furthest byte of the run.
     pub(super) end: u64,
     /// How far to read ahead of it; 0 is not at all.
@@ -46,6 +46,7 @@ impl Detector {
         }
         if self.stray.is_some_and(|stray| range.start == stray) {
             *self = Self {
+                begin: range.start,
                 end: range.start,
                 run: 1,
                 ..Self::default()
@@ -58,11 +59,9 @@ impl Detector {
         }
         self.misses += 1;
         self.stray = Some(range.end);
-        if self.run == 0 {
-            (self.end, self.run) = (range.end, 1);
-        } else if self.misses >= 2 {
+        if self.run == 0 || self.misses >= 2 {
             self.window_bytes = 0;
-            (self.end, self.run) = (range.end, 1);
+            (self.begin, self.end, self.run) = (range.start, range.end, 1);
         }
         Access::Random
     }
@@ -73,7 +72,7 @@ impl Detector {
         }
         let from = match self.window_bytes {
             0 => self.end.saturating_sub(SLACK_BYTES.min(range.len())),
-            _ => self.end.saturating_sub(SLACK_BYTES),
+            _ => self.end.saturating_sub(SLACK_BYTES + range.len()),
         };
         let to = self.end.saturating_add(self.window_bytes.saturating_mul(2));
         (from..=to).contains(&range.start)
@@ -87,8 +86,9 @@ impl Detector {
         if self.run == 1 {
             // Most readers of a first byte read the second: one block ahead costs little.
             self.window_bytes = config.block_bytes;
-        } else if self.window_bytes < FIRST_WINDOW_BYTES {
-            self.window_bytes = FIRST_WINDOW_BYTES;
+        } else if self.window_bytes < config.part_bytes {
+            // One part, and then twice as much each time.
+            self.window_bytes = config.part_bytes;
             self.grow_at = self.end + self.window_bytes;
         } else if self.end >= self.grow_at {
             self.grow(config);
