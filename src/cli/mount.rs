@@ -153,10 +153,12 @@ impl Mount {
 
 /// The engine's settings, for reads at any offset.
 fn reads(engine: &PrefetchConfig) -> ReadConfig {
-    let mut config = ReadConfig::default();
-    config.memory_bytes = engine.memory_bytes;
-    config.part_bytes = engine.part_bytes;
-    config.concurrency = engine.concurrency;
+    let mut config = ReadConfig {
+        memory_bytes: engine.memory_bytes,
+        part_bytes: engine.part_bytes,
+        concurrency: engine.concurrency,
+        ..ReadConfig::default()
+    };
     // A block is no larger than a part.
     while config.block_bytes > config.part_bytes {
         config.block_bytes /= 2;
