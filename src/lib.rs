@@ -37,6 +37,7 @@
 //! `cli` (default): the `standpipe` command and what only it needs. Without it the crate is the library alone.
 
 pub mod buffer;
+pub mod cache;
 pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -8,11 +8,14 @@ use std::time::Duration;
 use clap::Args;
 
 use super::daemon::{self, Readiness};
-use super::flags::EngineFlags;
+use super::flags::{CacheFlags, EngineFlags};
 use super::report::Report;
 use super::{Context, interrupt};
+use crate::cache::BlockCache;
 use crate::error::{Error, Result};
-use crate::fastfile::fuse::{self, Mount as Mounted, MountOptions, StrayOption, Unmounter};
+use crate::fastfile::fuse::{
+    self, Mount as Mounted, MountOptions, StrayOption, Unmounter, Windows,
+};
 use crate::fastfile::read::{OpenFiles, ReadConfig};
 use crate::fastfile::tree::{Namespace, Root};
 use crate::object::ObjectUri;
@@ -29,7 +32,7 @@ Extended attributes user.standpipe.uri and .etag tell what a file is. Keys that 
 found under names that begin with .s3key%.
 
 -o takes what fstab takes (ro, allow_other, uid=, gid=, umask=, fmask=, dmask=, noexec) and the source's
-flags (endpoint_url=, region=, profile=, no_sign_request, ca_bundle=). As mount.fuse.standpipe in
+flags (endpoint_url=, region=, profile=, no_sign_request, ca_bundle=) and cache=, cache_size=. As mount.fuse.standpipe in
 /sbin, the program serves `mount -t fuse.standpipe s3://bucket/prefix/ DIR`.";
 
 /// Mount a prefix as a directory of files, as SageMaker's FastFile mode does
@@ -49,6 +52,8 @@ pub(super) struct Mount {
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
+    #[command(flatten)]
+    cache: CacheFlags,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -97,7 +102,7 @@ impl Mount {
                 exit();
             });
         })?;
-        let mounted = self.start(&context, &options)?;
+        let (mounted, cache) = self.start(&context, &options)?;
         let _ = unmounter.set(mounted.unmounter());
         if context.shows_progress() && !self.daemon {
             eprintln!(
@@ -108,23 +113,33 @@ impl Mount {
         }
         ready.tell();
         mounted.wait()?;
+        // What is not written by then is fetched again.
+        if let Some(cache) = cache {
+            cache.flush(LAST_REQUESTS);
+        }
         match interrupt::exit_code() {
             Some(_) => Err(Error::Cancelled),
             None => Ok(Report::default()),
         }
     }
 
-    fn start(&self, context: &Context, options: &MountOptions) -> Result<Mounted> {
+    fn start(
+        &self,
+        context: &Context,
+        options: &MountOptions,
+    ) -> Result<(Mounted, Option<BlockCache>)> {
         let engine = self.engine.config()?;
-        let client = context.connect(&[self.uri.scheme()], &engine)?;
-        let reads = reads(&engine);
+        let (client, cache) = context.connect_cached(self.uri.scheme(), &engine, &self.cache)?;
+        let reads = reads(&engine, cache.as_ref());
         let files = OpenFiles::new(client.clone(), reads, context.metrics.clone())?;
         let namespace = runtime::handle().block_on(async {
             let root = Root::resolve(&client, &self.uri).await?;
             Namespace::start(&client, root).await
         })?;
         make(&self.dir)?;
-        Mounted::start(namespace, Arc::new(files), &self.dir, options)
+        let source = Arc::new(Windows::new(files, cache.clone()));
+        let mounted = Mounted::start(namespace, source, &self.dir, options)?;
+        Ok((mounted, cache))
     }
 
     /// An option of `-o` that is a flag of ours.
@@ -139,6 +154,9 @@ impl Mount {
             ("profile", Some(profile)) => source.profile = Some(profile),
             ("no_sign_request", None) => source.no_sign_request = true,
             ("ca_bundle", Some(path)) => source.ca_bundle = Some(path.into()),
+            ("cache", Some(dir)) => self.cache.cache = Some(dir.into()),
+            ("cache_size", Some(size)) => self.cache.cache_size = Some(size.parse()?),
+            ("no_cache", None) => self.cache.no_cache = true,
             ("log_file", Some(path)) => self.log_file = Some(path.into()),
             _ => {
                 return Err(Error::config(
@@ -152,13 +170,17 @@ impl Mount {
 }
 
 /// The engine's settings, for reads at any offset.
-fn reads(engine: &PrefetchConfig) -> ReadConfig {
+fn reads(engine: &PrefetchConfig, cache: Option<&BlockCache>) -> ReadConfig {
     let mut config = ReadConfig {
         memory_bytes: engine.memory_bytes,
         part_bytes: engine.part_bytes,
         concurrency: engine.concurrency,
+        over_cache: cache.is_some(),
         ..ReadConfig::default()
     };
+    if let Some(cache) = cache {
+        config.block_bytes = cache.block_bytes();
+    }
     // A block is no larger than a part.
     while config.block_bytes > config.part_bytes {
         config.block_bytes /= 2;

@@ -68,6 +68,9 @@ const THROUGH_SDK_FROM_BYTES: u64 = 1 << 20;
 /// be asked for; the second page is on its way while the first is read.
 const FIRST_PAGE_KEYS: i32 = 100;
 
+/// What errors call the endpoint when none is named.
+const AWS: &str = "S3";
+
 /// Reads objects from S3. Cheap to clone; clones share credentials, connections and what was learned of buckets.
 #[derive(Debug, Clone)]
 pub struct S3Client {
@@ -92,10 +95,7 @@ impl S3Client {
     /// request.
     pub async fn connect(config: S3Config, metrics: Arc<Metrics>) -> Result<Self> {
         let setup = setup::find(&config, &metrics).await?;
-        let endpoint = setup
-            .endpoint_url
-            .clone()
-            .unwrap_or_else(|| "S3".to_owned());
+        let endpoint = setup.endpoint_url.clone().unwrap_or_else(|| AWS.to_owned());
         let shared = Shared {
             buckets: Buckets::new(setup.sdk, &setup.region),
             credentials: setup.credentials,
@@ -114,6 +114,12 @@ impl S3Client {
     /// How bodies are received: what was asked for, or the stock transport where a proxy is set.
     pub fn transport(&self) -> Transport {
         self.shared.transport
+    }
+
+    /// The endpoint that flags, environment or profile name; `None` is AWS.
+    pub fn endpoint_url(&self) -> Option<&str> {
+        let endpoint = self.shared.endpoint.as_str();
+        (endpoint != AWS).then_some(endpoint)
     }
 }
 

@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use filesystem::Files;
 
 pub use options::{MountOptions, StrayOption};
-pub use source::{OpenFile, Source};
+pub use source::{OpenFile, Source, Windows};
 pub use system::{is_mounted, unmount};
 
 /// Session threads: two at least, or a directory of a million names holds up a read; more than cores gave nothing.

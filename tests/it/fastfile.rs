@@ -14,7 +14,7 @@ use fake_s3::{Effect, FakeS3, Latency, Operation, Rule};
 use standpipe::client::{
     LimitClient, LimitConfig, ObjectClient, RetryClient, RetryConfig, S3Client, Transport,
 };
-use standpipe::fastfile::fuse::{self, Mount, MountOptions};
+use standpipe::fastfile::fuse::{self, Mount, MountOptions, Windows};
 use standpipe::fastfile::read::{OpenFiles, ReadConfig};
 use standpipe::fastfile::tree::{Namespace, Root};
 use standpipe::metrics::Metrics;
@@ -543,7 +543,8 @@ fn a_stuck_request_times_out() {
         Namespace::start(&client, root).await.unwrap()
     });
     let dir = tempfile::tempdir().unwrap();
-    let source = Arc::new(OpenFiles::new(client, ReadConfig::default(), metrics).unwrap());
+    let files = OpenFiles::new(client, ReadConfig::default(), metrics).unwrap();
+    let source = Arc::new(Windows::new(files, None));
     let mount = Mount::start(namespace, source, dir.path(), &MountOptions::default()).unwrap();
     let read = |name: &str| {
         let (path, (sender, outcome)) = (dir.path().join(name), mpsc::channel());
@@ -589,6 +590,54 @@ fn files_read_in_order_are_read_ahead() {
     );
     assert!(bytes < size + (1 << 20), "{bytes} bytes");
     assert!(requests < 64, "{requests} requests");
+}
+
+/// M19: with a cache, what was read is not fetched again: by a later open, another mount, or after a kill.
+#[test]
+fn what_was_read_is_kept_in_the_cache() {
+    let (big, small) = (bytes(8, 20_000_001), bytes(9, 100_000));
+    let server = server(&[("d/big", &big), ("d/small", &small)]);
+    let cache = tempfile::tempdir().unwrap();
+    let at = cache.path().to_str().unwrap().to_owned();
+    let mount = |more: &[&str]| {
+        Mounted::at(
+            &server,
+            "s3://b/d/",
+            tempfile::tempdir().unwrap(),
+            &[&["--cache", &at], more].concat(),
+        )
+    };
+    let read = |mount: &Mounted| {
+        assert!(fs::read(mount.path("big")).unwrap() == big);
+        assert!(fs::read(mount.path("small")).unwrap() == small);
+    };
+    let sent = || server.stats().bytes_sent;
+    let mut first = mount(&["--cache-size", "1GiB"]);
+    read(&first);
+    // It ends after what it has fetched is written.
+    first.signal(rustix::process::Signal::TERM);
+    first.ended();
+    drop(first);
+
+    let before = sent();
+    let mut second = mount(&[]);
+    read(&second);
+    let open = File::open(second.path("big")).unwrap();
+    mapped(&open, &big);
+    second.child.kill().unwrap();
+    drop(second);
+    read(&mount(&[]));
+    assert!(
+        sent() - before < 20_000,
+        "{} bytes beside listings",
+        sent() - before
+    );
+    read(&mount(&["--no-cache"]));
+    assert!(sent() - before > 20_000_000, "--no-cache");
+
+    server.replace("b", "d/small", &bytes(10, 100_000));
+    let changed = mount(&[]);
+    assert!(fs::read(changed.path("small")).unwrap() == bytes(10, 100_000));
 }
 
 /// M16: local files are passed through to the kernel where it allows that, and read by way of us where not.

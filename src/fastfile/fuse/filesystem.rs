@@ -4,6 +4,7 @@
 //! kernel refuses it before for a mount that is read-only.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -217,12 +218,29 @@ impl Shared {
         });
     }
 
-    /// Registers the file with the kernel if it lies whole on a local disk and the kernel may read it there.
-    fn backing(&self, file: &dyn OpenFile, reply: &ReplyOpen) -> Option<BackingId> {
-        if !self.passthrough.load(Ordering::Relaxed) {
-            return None;
+    /// `whole` is a local file that holds all of it.
+    fn answer_open(
+        &self,
+        ino: Ino,
+        file: Arc<dyn OpenFile>,
+        whole: Option<File>,
+        reply: ReplyOpen,
+    ) {
+        let decide = || self.backing(&whole?, &reply);
+        let (handle, backing) = self.opens.open(ino, file, decide);
+        let handle = FileHandle(handle);
+        match backing {
+            Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
+            None => reply.opened(
+                handle,
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            ),
         }
-        match reply.open_backing(file.whole()?) {
+    }
+
+    /// Registers a file with the kernel, if the kernel may read it there.
+    fn backing(&self, whole: &File, reply: &ReplyOpen) -> Option<BackingId> {
+        match reply.open_backing(whole) {
             Ok(backing) => Some(backing),
             Err(error) => {
                 tracing::info!("no passthrough, local files are read by way of us: {error}");
@@ -361,18 +379,14 @@ impl Filesystem for Files {
             Ok(file) => file,
             Err(error) => return reply.error(failed("opening a file", &error, true)),
         };
-        let (handle, backing) = self
-            .0
-            .opens
-            .open(ino, file, |file| self.0.backing(file, &reply));
-        let handle = FileHandle(handle);
-        match backing {
-            Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
-            None => reply.opened(
-                handle,
-                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-            ),
+        if !self.0.passthrough.load(Ordering::Relaxed) {
+            return self.0.answer_open(ino, file, None, reply);
         }
+        let shared = self.0.clone();
+        self.0.runtime.spawn_blocking(move || {
+            let whole = file.whole();
+            shared.answer_open(ino, file, whole, reply);
+        });
     }
 
     fn read(

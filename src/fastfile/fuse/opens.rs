@@ -67,12 +67,12 @@ impl<B> Opens<B> {
         &self,
         ino: Ino,
         file: Arc<dyn OpenFile>,
-        decide: impl FnOnce(&dyn OpenFile) -> Option<B>,
+        decide: impl FnOnce() -> Option<B>,
     ) -> (u64, Option<Arc<B>>) {
         let mut inner = self.lock();
         let open = inner.inodes.entry(ino).or_insert_with(|| Open {
             handles: 0,
-            backing: decide(&*file).map(Arc::new),
+            backing: decide().map(Arc::new),
         });
         open.handles += 1;
         let backing = open.backing.clone();
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn the_first_open_decides_until_the_last_close() {
         let opens = Opens::<&str>::default();
-        let open = |would: Option<&'static str>| opens.open(Ino(7), file(), |_| would);
+        let open = |would: Option<&'static str>| opens.open(Ino(7), file(), || would);
         let (first, backing) = open(None);
         assert_eq!(backing, None);
         let (second, backing) = open(Some("whole by now"));

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use crate::cache::BlockCache;
 use crate::error::Result;
 use crate::fastfile::read::{self, OpenFiles, Pieces};
 use crate::object::{ByteRange, ObjectMeta, Scheme};
@@ -32,15 +33,33 @@ pub trait OpenFile: Debug + Send + Sync + 'static {
     /// is in memory is answered on the spot; a poll must not block.
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>>;
 
-    /// A local file that holds the whole object, for passthrough.
+    /// A local file that holds the whole object, for passthrough. May wait for the disk.
     fn whole(&self) -> Option<File>;
 }
 
-/// The read path of FastFile mode: windows ahead of what is read in order, out of one memory.
-impl Source for OpenFiles {
+/// The read path of FastFile mode: windows ahead of what is read in order, out of one memory, and perhaps a cache.
+#[derive(Debug)]
+pub struct Windows {
+    files: OpenFiles,
+    cache: Option<BlockCache>,
+}
+
+impl Windows {
+    /// Reads by way of `files`; what `cache`, through which those read, has whole is left to the kernel.
+    pub fn new(files: OpenFiles, cache: Option<BlockCache>) -> Self {
+        Self { files, cache }
+    }
+}
+
+impl Source for Windows {
     fn open(&self, object: ObjectMeta) -> Result<Arc<dyn OpenFile>> {
-        let file = OpenFiles::open(self, object.id.clone())?;
-        Ok(Arc::new(Windowed { file, object }))
+        let file = self.files.open(object.id.clone())?;
+        let cache = self.cache.clone();
+        Ok(Arc::new(Windowed {
+            file,
+            object,
+            cache,
+        }))
     }
 }
 
@@ -48,6 +67,7 @@ impl Source for OpenFiles {
 struct Windowed {
     file: read::OpenFile,
     object: ObjectMeta,
+    cache: Option<BlockCache>,
 }
 
 impl OpenFile for Windowed {
@@ -59,8 +79,21 @@ impl OpenFile for Windowed {
         all_of(&self.file, range).boxed()
     }
 
-    /// A local object is its file, as long as that is the one that was listed.
     fn whole(&self) -> Option<File> {
+        match &self.cache {
+            // The descriptor carries the lock that keeps eviction away.
+            Some(cache) => {
+                let entry = cache.entry(&self.object.id).ok()??;
+                entry.complete()?.file().try_clone().ok()
+            }
+            None => self.local(),
+        }
+    }
+}
+
+impl Windowed {
+    /// A local object is its file, as long as that is the one that was listed.
+    fn local(&self) -> Option<File> {
         let uri = &self.object.id.uri;
         if uri.scheme() != Scheme::File {
             return None;
