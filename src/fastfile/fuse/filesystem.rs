@@ -379,7 +379,7 @@ impl Filesystem for Files {
             Ok(file) => file,
             Err(error) => return reply.error(failed("opening a file", &error, true)),
         };
-        if !self.0.passthrough.load(Ordering::Relaxed) {
+        if !(self.0.passthrough.load(Ordering::Relaxed) && file.may_be_whole()) {
             return self.0.answer_open(ino, file, None, reply);
         }
         let shared = self.0.clone();

@@ -124,6 +124,10 @@ mod tests {
             unreachable!("only open")
         }
 
+        fn may_be_whole(&self) -> bool {
+            false
+        }
+
         fn whole(&self) -> Option<File> {
             None
         }

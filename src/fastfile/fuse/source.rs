@@ -33,6 +33,9 @@ pub trait OpenFile: Debug + Send + Sync + 'static {
     /// is in memory is answered on the spot; a poll must not block.
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>>;
 
+    /// Whether [`whole`](Self::whole) is worth asking. Must not wait.
+    fn may_be_whole(&self) -> bool;
+
     /// A local file that holds the whole object, for passthrough. May wait for the disk.
     fn whole(&self) -> Option<File>;
 }
@@ -77,6 +80,10 @@ impl OpenFile for Windowed {
 
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
         all_of(&self.file, range).boxed()
+    }
+
+    fn may_be_whole(&self) -> bool {
+        self.cache.is_some() || self.object.id.uri.scheme() == Scheme::File
     }
 
     fn whole(&self) -> Option<File> {
