@@ -25,17 +25,19 @@ mod pipe;
 mod progress;
 mod report;
 mod size;
+mod sse_c;
 mod stdout;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use flags::{OutputFlags, SourceFlags};
 use report::Report;
@@ -76,9 +78,47 @@ struct Context {
     output: OutputFlags,
     metrics: Arc<Metrics>,
     started: Instant,
+    /// Whether the failure that ends the command was printed when it happened.
+    told: Arc<AtomicBool>,
 }
 
 impl Context {
+    fn new(source: SourceFlags, output: OutputFlags) -> Self {
+        Self {
+            source,
+            output,
+            metrics: Arc::default(),
+            started: Instant::now(),
+            told: Arc::default(),
+        }
+    }
+
+    /// The same for another server, with counters of its own.
+    fn at(&self, source: SourceFlags) -> Self {
+        Self {
+            source,
+            output: self.output.clone(),
+            metrics: Arc::default(),
+            started: self.started,
+            told: self.told.clone(),
+        }
+    }
+
+    /// Says which profile it was that gave no credentials: the SDK only says that there is none.
+    fn with_profile(&self, error: Error) -> Error {
+        match (error, &self.source.profile) {
+            (Error::Credentials { reason }, Some(name)) => Error::Credentials {
+                reason: format!("the profile {name:?} gives none, or is not there: {reason}"),
+            },
+            (error, _) => error,
+        }
+    }
+
+    /// Whether there is nothing left to say about a failure at the end.
+    fn was_told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
+    }
+
     /// Whether a progress bar is welcome.
     fn shows_progress(&self) -> bool {
         std::io::stderr().is_terminal() && !self.output.quiet && !self.output.json
@@ -133,14 +173,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     logging::start(&cli.output);
-    let context = Context {
-        source: cli.source,
-        output: cli.output,
-        metrics: Arc::default(),
-        started: Instant::now(),
-    };
+    let context = Context::new(cli.source, cli.output);
     let name = cli.command.name();
-    let result = cli.command.run(&context);
+    let result = cli
+        .command
+        .run(&context)
+        .map_err(|error| context.with_profile(error));
     report::print(name, &context, &result);
     exit::code(&result)
 }

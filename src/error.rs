@@ -27,6 +27,14 @@ pub struct Answer {
     pub request_id: Option<String>,
 }
 
+impl Answer {
+    fn mentions(&self, words: &str) -> bool {
+        self.message
+            .as_ref()
+            .is_some_and(|message| message.contains(words))
+    }
+}
+
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.status == 0 {
@@ -243,6 +251,9 @@ impl Error {
     /// What the reader of this error can do about it, in one sentence.
     pub fn fix(&self) -> Option<&'static str> {
         Some(match self.root() {
+            Self::NotFound { uri, .. } if uri.starts_with("file:") => {
+                "check the path; what is in S3 is named s3://bucket/key"
+            }
             Self::NotFound { .. } => {
                 "check the bucket, the key and the region; `standpipe ls` shows what is there"
             }
@@ -257,7 +268,7 @@ impl Error {
                     "the session token has expired: sign in again (`aws sso login`) or renew the credentials"
                 }
                 _ => {
-                    "the caller needs s3:GetObject on the objects and s3:ListBucket on the bucket; public data needs --no-sign-request, requester-pays buckets --request-payer requester"
+                    "the caller needs s3:GetObject on the objects and s3:ListBucket on the bucket; public data needs --no-sign-request, requester-pays buckets --request-payer requester, and objects under SSE-C the very key they were written with"
                 }
             },
             Self::Changed { .. } => {
@@ -286,6 +297,12 @@ impl Error {
             }
             Self::Server { .. } => {
                 "the service failed on its side: try again later, and give its support the request id"
+            }
+            Self::Refused { answer, .. } if answer.mentions("Server Side Encryption") => {
+                "the object is encrypted with its owner's own key (SSE-C): name the file with the key by --sse-c-key"
+            }
+            Self::Refused { answer, .. } if answer.mentions("encryption parameters") => {
+                "the object is not encrypted with a key of yours: leave out --sse-c-key"
             }
             Self::Refused { .. } => {
                 "check the endpoint, the region and the flags against what the service says; it does not take this request"

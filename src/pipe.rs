@@ -78,7 +78,7 @@ pub struct PipeConfig {
     pub dir: PathBuf,
     /// How many epochs each channel has; `None` for no end.
     pub epochs: Option<u64>,
-    /// Permissions of the FIFOs, less the umask. Whoever may read one can take its bytes.
+    /// Permissions of the FIFOs, whatever the umask. Whoever may read one can take its bytes.
     pub mode: u32,
     /// How large the pipes are made, if allowed: an unprivileged process gets `/proc/sys/fs/pipe-max-size`, 1 MiB
     /// unless changed. Larger pipes are slower again, because their pages no longer fit into the cache.
@@ -110,6 +110,16 @@ impl PipeConfig {
             return Err(Error::config(
                 "epochs",
                 "0 epochs would serve nothing: use 1 or more, or leave it out for no end",
+            ));
+        }
+        // The owner must read, too: that is how a FIFO that was left behind is looked at.
+        if self.mode & 0o600 != 0o600 || self.mode > 0o777 {
+            return Err(Error::config(
+                "fifo-mode",
+                format!(
+                    "{:04o} cannot be served: the owner must read and write (0600), and beyond that are only the group and all others (0640, 0660, 0644)",
+                    self.mode
+                ),
             ));
         }
         Ok(())

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-use super::Context;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 use super::flags::CacheFlags;
 use super::flags::TransportFlag;
+use super::{Context, sse_c};
 use crate::buffer::PartBuf;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 use crate::cache::{BlockCache, CachedClient};
@@ -79,20 +79,21 @@ impl Context {
     }
 
     fn s3(&self, engine: &PrefetchConfig) -> Result<S3Client> {
-        let connect = S3Client::connect(self.s3_config(engine), self.metrics.clone());
+        let connect = S3Client::connect(self.s3_config(engine)?, self.metrics.clone());
         runtime::handle().block_on(connect)
     }
 
-    fn s3_config(&self, engine: &PrefetchConfig) -> S3Config {
+    fn s3_config(&self, engine: &PrefetchConfig) -> Result<S3Config> {
         let flags = &self.source;
         // A variable that is set to nothing is one that is not set.
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        S3Config {
+        Ok(S3Config {
             endpoint_url: given(&flags.endpoint_url),
             region: given(&flags.region),
             profile: given(&flags.profile),
             anonymous: flags.no_sign_request,
             request_payer: flags.request_payer.is_some(),
+            sse_c: sse_c::key(flags)?,
             ca_bundle: flags.ca_bundle.clone(),
             transport: match flags.transport {
                 TransportFlag::Direct => Transport::Direct,
@@ -100,7 +101,7 @@ impl Context {
             },
             checksums: engine.checksums,
             ..S3Config::default()
-        }
+        })
     }
 }
 

@@ -15,13 +15,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use fake_s3::{FakeS3, Latency, Shape};
 
-use super::flags::{EngineFlags, SourceFlags};
+use super::flags::EngineFlags;
 use super::report::Report;
 use super::{Context, Size, connect, interrupt};
 use crate::download::{Download, DownloadConfig};
 use crate::error::{Error, Result};
 use crate::input::{Lookup, Source};
-use crate::metrics::Metrics;
 use crate::pipe::{PipeChannel, PipeConfig, PipeServer};
 use crate::prefetch::Prefetcher;
 
@@ -36,7 +35,8 @@ const NOTES: &str = "\
 Starts a small S3 server on loopback that answers as slowly as the real one (30 ms + 20 ms/MiB, one
 answer in a hundred after 200 ms) over a link of 0.75 Gb/s, runs one training job in File mode and in
 Pipe mode, and draws what the trainer had received when. The trainers are ordinary Python scripts that
-read tar archives of labelled images. Needs python3, no network and no account.";
+read tar archives of labelled images. Needs python3, no network and no account; of the flags under
+Source only --transport means something here.";
 
 /// Show Pipe mode against downloading first, with a picture, in a quarter of a minute
 #[derive(Debug, Args)]
@@ -109,24 +109,10 @@ impl Demo {
 
     /// An engine of its own for each mode: neither finds the other's connections open.
     fn engine(&self, context: &Context, server: &FakeS3) -> Result<Prefetcher> {
-        let metrics = Arc::<Metrics>::default();
-        let context = Context {
-            source: SourceFlags {
-                endpoint_url: Some(server.endpoint()),
-                region: Some("us-east-1".into()),
-                profile: None,
-                no_sign_request: true,
-                request_payer: None,
-                ca_bundle: None,
-                transport: context.source.transport,
-            },
-            output: context.output.clone(),
-            metrics: metrics.clone(),
-            started: context.started,
-        };
+        let context = context.at(context.source.built_in(server.endpoint()));
         let config = self.engine.config()?;
         let client = context.connect(&connect::schemes([&source()?]), &config)?;
-        Prefetcher::new(client, config, metrics)
+        Prefetcher::new(client, config, context.metrics)
     }
 
     fn file_mode(&self, engine: &Prefetcher, reader: &Reader) -> Result<Run> {

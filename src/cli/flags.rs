@@ -56,6 +56,28 @@ pub(super) struct SourceFlags {
         env = "STANDPIPE_REQUEST_PAYER", hide_env = true
     )]
     pub(super) request_payer: Option<String>,
+    /// The objects are encrypted with a key of yours (SSE-C)
+    #[arg(
+        long,
+        global = true,
+        value_name = "AES256",
+        value_parser = ["AES256"],
+        hide_possible_values = true,
+        num_args = 0..=1,
+        default_missing_value = "AES256",
+        env = "STANDPIPE_SSE_C",
+        hide_env = true
+    )]
+    pub(super) sse_c: Option<String>,
+    /// File with that key, 32 bytes or their base64; also as fileb://PATH
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "STANDPIPE_SSE_C_KEY",
+        hide_env = true
+    )]
+    pub(super) sse_c_key: Option<PathBuf>,
     /// PEM file to trust, not the system's; also AWS_CA_BUNDLE
     #[arg(
         long,
@@ -76,6 +98,23 @@ pub(super) struct SourceFlags {
         hide_env = true
     )]
     pub(super) transport: TransportFlag,
+}
+
+impl SourceFlags {
+    /// For a server of our own in this process: of what was typed, the transport only.
+    pub(super) fn built_in(&self, endpoint_url: String) -> Self {
+        Self {
+            endpoint_url: Some(endpoint_url),
+            region: Some("us-east-1".into()),
+            profile: None,
+            no_sign_request: true,
+            request_payer: None,
+            sse_c: None,
+            sse_c_key: None,
+            ca_bundle: None,
+            transport: self.transport,
+        }
+    }
 }
 
 /// `--transport`.
@@ -106,13 +145,13 @@ pub(super) struct OutputFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct EngineFlags {
-    /// Memory for data, at most [default: 336MiB, or 1/4 of all]
+    /// Memory for data, at most [default: 336MiB, or 1/4 of the RAM]
     #[arg(long, value_name = "SIZE", env = "STANDPIPE_MEMORY", hide_env = true)]
     memory: Option<Size>,
     /// Size of a ranged request
     #[arg(long, value_name = "SIZE", default_value_t = Size(PrefetchConfig::default().part_bytes), env = "STANDPIPE_PART_SIZE", hide_env = true)]
     part_size: Size,
-    /// Requests in flight, at most [default: what 10 Gb/s take]
+    /// Requests in flight, at most [default: enough for 10 Gb/s]
     #[arg(long, value_name = "N", env = "STANDPIPE_CONCURRENCY", hide_env = true)]
     concurrency: Option<usize>,
     /// Compare checksums: off, when-possible or require

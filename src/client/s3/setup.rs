@@ -31,7 +31,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::checksum_mode::ChecksumMode;
-use super::config::{S3Config, Transport, check_url, is_loopback, needs_path_style};
+use super::config::{S3Config, Transport, check_secrecy, check_url, is_loopback, needs_path_style};
 use super::credentials::CredentialCache;
 use super::target::Rules;
 use crate::checksum::ChecksumPolicy;
@@ -70,13 +70,15 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
     let wire = wire(config, bundle, metrics)?;
     let sdk_config = load(config, http.clone()).await;
     let endpoint_url = endpoint_url(config, &sdk_config);
-    let host = match &endpoint_url {
-        Some(url) => check_url("endpoint-url", url)?.host().map(str::to_owned),
-        None => None,
-    };
+    let endpoint = endpoint_url
+        .as_deref()
+        .map(|url| check_url("endpoint-url", url))
+        .transpose()?;
+    check_secrecy(config, endpoint.as_ref())?;
+    let host = endpoint.as_ref().and_then(|uri| uri.host());
     let path_style = config
         .force_path_style
-        .unwrap_or_else(|| host.as_deref().is_some_and(needs_path_style));
+        .unwrap_or_else(|| host.is_some_and(needs_path_style));
     let credentials = sdk_config
         .credentials_provider()
         .filter(|_| !config.anonymous)
