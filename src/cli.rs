@@ -10,6 +10,8 @@ mod cat;
 mod chart;
 mod completions;
 mod connect;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+mod daemon;
 mod demo;
 mod download;
 mod exit;
@@ -17,6 +19,8 @@ mod flags;
 mod interrupt;
 mod logging;
 mod ls;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+mod mount;
 mod pipe;
 mod progress;
 mod report;
@@ -58,6 +62,10 @@ enum Command {
     Cat(cat::Cat),
     Ls(ls::Ls),
     Download(download::Download),
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    Mount(mount::Mount),
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    Umount(mount::Umount),
     Bench(bench::Bench),
     Demo(demo::Demo),
     Completions(completions::Completions),
@@ -124,6 +132,10 @@ impl Command {
             Self::Cat(_) => "cat",
             Self::Ls(_) => "ls",
             Self::Download(_) => "download",
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Mount(_) => "mount",
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Umount(_) => "umount",
             Self::Bench(_) => "bench",
             Self::Demo(_) => "demo",
             Self::Completions(_) => "completions",
@@ -136,6 +148,10 @@ impl Command {
             Self::Cat(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Download(command) => command.run(context),
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Mount(command) => command.run(context),
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Umount(command) => command.run(),
             Self::Bench(command) => command.run(context),
             Self::Demo(command) => command.run(context),
             Self::Completions(command) => command.run(),
@@ -145,6 +161,9 @@ impl Command {
 
 /// Runs the command that `args` name (the program's name first) and says how it went.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    let args = mount::as_helper(args);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {

@@ -37,12 +37,14 @@
 //! `cli` (default): the `standpipe` command and what only it needs. Without it the crate is the library alone.
 
 pub mod buffer;
+pub mod cache;
 pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod client;
 pub mod download;
 pub mod error;
+pub mod fastfile;
 pub mod input;
 pub mod metrics;
 pub mod object;

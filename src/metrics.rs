@@ -179,6 +179,28 @@ metrics! {
     producer_stall_ns: Counter,
     /// Nanoseconds that writes to pipes, files or the standard output blocked.
     sink_wait_ns: Counter,
+    /// Bytes served from the cache. They are not among those received.
+    cache_hit_bytes: Counter,
+    /// Bytes fetched because the cache lacked them; more than was asked for where a block was wanted in part.
+    cache_miss_bytes: Counter,
+    /// Bytes read past the cache: it had no room for the object, or could not be used.
+    cache_bypass_bytes: Counter,
+    /// Bytes written to the cache.
+    cache_written_bytes: Counter,
+    /// Bytes not written because the disk was slower than the network, or had failed.
+    cache_dropped_bytes: Counter,
+    /// Bytes not written because the cache was full.
+    cache_declined_bytes: Counter,
+    /// Bytes of disk that eviction has freed.
+    cache_evicted_bytes: Counter,
+    /// Waits for a block that another reader or process was fetching.
+    cache_waits: Counter,
+    /// Blocks of an earlier boot that agreed with their checksum.
+    cache_blocks_verified: Counter,
+    /// Blocks of an earlier boot that did not, and were fetched again.
+    cache_blocks_bad: Counter,
+    /// Failures of the cache's disk. No read fails by them.
+    cache_errors: Counter,
 }
 
 /// Where the time went.

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+use super::flags::CacheFlags;
 use super::flags::TransportFlag;
 use super::{Context, sse_c};
 use crate::buffer::PartBuf;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+use crate::cache::{BlockCache, CachedClient};
 use crate::client::{
     Depth, GetMeta, ListEntry, LocalClient, ObjectClient, S3Client, S3Config, Transport, resilient,
 };
@@ -42,15 +46,41 @@ impl Context {
         if !schemes.contains(&Scheme::S3) {
             return Ok(local);
         }
-        let s3 = runtime::handle().block_on(S3Client::connect(
-            self.s3_config(engine)?,
-            self.metrics.clone(),
-        ))?;
-        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
+        let s3 = resilient(
+            Arc::new(self.s3(engine)?),
+            engine.concurrency,
+            &self.metrics,
+        );
         if !schemes.contains(&Scheme::File) {
             return Ok(s3);
         }
         Ok(Arc::new(ByScheme { s3, local }))
+    }
+
+    /// The same for one scheme, behind the cache that the flags want; what is local needs none.
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    pub(super) fn connect_cached(
+        &self,
+        scheme: Scheme,
+        engine: &PrefetchConfig,
+        flags: &CacheFlags,
+    ) -> Result<(Arc<dyn ObjectClient>, Option<BlockCache>)> {
+        if scheme != Scheme::S3 || flags.dir().is_none() {
+            return Ok((self.connect(&[scheme], engine)?, None));
+        }
+        let s3 = self.s3(engine)?;
+        let config = flags.config(s3.endpoint_url());
+        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
+        let Some(config) = config else {
+            return Ok((s3, None));
+        };
+        let cache = BlockCache::open(config, self.metrics.clone())?;
+        Ok((Arc::new(CachedClient::new(s3, cache.clone())), Some(cache)))
+    }
+
+    fn s3(&self, engine: &PrefetchConfig) -> Result<S3Client> {
+        let connect = S3Client::connect(self.s3_config(engine)?, self.metrics.clone());
+        runtime::handle().block_on(connect)
     }
 
     fn s3_config(&self, engine: &PrefetchConfig) -> Result<S3Config> {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::Size;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+use crate::cache::CacheConfig;
 use crate::checksum::ChecksumPolicy;
 use crate::error::Result;
 use crate::prefetch::{PrefetchConfig, model_concurrency};
@@ -204,5 +206,44 @@ impl EngineFlags {
         };
         config.validate()?;
         Ok(config)
+    }
+}
+
+/// What is kept on disk of what was read.
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Cache")]
+pub(super) struct CacheFlags {
+    /// Keep what is read in this directory, for the next epoch, other processes and the next start
+    #[arg(long, value_name = "DIR", env = "STANDPIPE_CACHE", hide_env = true)]
+    pub(super) cache: Option<PathBuf>,
+    /// Disk that the cache may take [default: all but 5 % of it]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "STANDPIPE_CACHE_SIZE",
+        hide_env = true
+    )]
+    pub(super) cache_size: Option<Size>,
+    /// No cache, whatever STANDPIPE_CACHE says
+    #[arg(long)]
+    pub(super) no_cache: bool,
+}
+
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+impl CacheFlags {
+    /// The cache that is wanted, for a store at this endpoint; `None` is AWS.
+    pub(super) fn config(&self, endpoint_url: Option<&str>) -> Option<CacheConfig> {
+        let dir = self.dir()?;
+        let mut config = CacheConfig::new(dir);
+        config.namespace = endpoint_url.unwrap_or_default().to_owned();
+        config.max_bytes = self.cache_size.map(|size| size.0);
+        Some(config)
+    }
+
+    /// A variable that is set to nothing is one that is not set.
+    pub(super) fn dir(&self) -> Option<&PathBuf> {
+        let dir = self.cache.as_ref().filter(|_| !self.no_cache)?;
+        (!dir.as_os_str().is_empty()).then_some(dir)
     }
 }

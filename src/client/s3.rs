@@ -78,6 +78,9 @@ const FIRST_PAGE_KEYS: i32 = 100;
 /// 0.3 MB, five times what a body must bring in a period. The SDK collects the body, and limits only the first byte.
 const PAGE_PERIODS: u32 = 5;
 
+/// What errors call the endpoint when none is named.
+const AWS: &str = "S3";
+
 /// Reads objects from S3. Cheap to clone; clones share credentials, connections and what was learned of buckets.
 #[derive(Debug, Clone)]
 pub struct S3Client {
@@ -104,10 +107,7 @@ impl S3Client {
     /// request.
     pub async fn connect(config: S3Config, metrics: Arc<Metrics>) -> Result<Self> {
         let setup = setup::find(&config, &metrics).await?;
-        let endpoint = setup
-            .endpoint_url
-            .clone()
-            .unwrap_or_else(|| "S3".to_owned());
+        let endpoint = setup.endpoint_url.clone().unwrap_or_else(|| AWS.to_owned());
         let shared = Shared {
             buckets: Buckets::new(setup.sdk, &setup.region),
             credentials: setup.credentials,
@@ -127,6 +127,12 @@ impl S3Client {
     /// How bodies are received: what was asked for, or the stock transport where a proxy is set.
     pub fn transport(&self) -> Transport {
         self.shared.transport
+    }
+
+    /// The endpoint that flags, environment or profile name; `None` is AWS.
+    pub fn endpoint_url(&self) -> Option<&str> {
+        let endpoint = self.shared.endpoint.as_str();
+        (endpoint != AWS).then_some(endpoint)
     }
 }
 

@@ -10,11 +10,13 @@ use fake_s3::{Credentials, Effect, FakeS3, Operation, PutOptions, Rule};
 
 const KEY: &str = "AKIDTEST";
 const SECRET: &str = "secret-of-the-tests";
-const SUBCOMMANDS: [&str; 7] = [
+const SUBCOMMANDS: [&str; 9] = [
     "pipe",
     "cat",
     "ls",
     "download",
+    "mount",
+    "umount",
     "bench",
     "demo",
     "completions",

@@ -2,6 +2,8 @@
 
 mod cli;
 mod conformance;
+mod fastfile;
+mod fastfile_read;
 mod faults;
 mod fixtures;
 mod hostile;

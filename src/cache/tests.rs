@@ -1,0 +1,1 @@
+//! The cache in one process, and processes that are killed at every failpoint.
