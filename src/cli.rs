@@ -6,6 +6,7 @@
 //! standard error, and nothing moves or shines there unless it is a terminal.
 
 mod bench;
+mod cache;
 mod cat;
 mod chart;
 mod completions;
@@ -56,6 +57,7 @@ enum Command {
     Cat(cat::Cat),
     Ls(ls::Ls),
     Download(download::Download),
+    Cache(cache::Cache),
     Bench(bench::Bench),
     Demo(demo::Demo),
     Completions(completions::Completions),
@@ -84,6 +86,7 @@ impl Command {
             Self::Cat(_) => "cat",
             Self::Ls(_) => "ls",
             Self::Download(_) => "download",
+            Self::Cache(_) => "cache",
             Self::Bench(_) => "bench",
             Self::Demo(_) => "demo",
             Self::Completions(_) => "completions",
@@ -96,6 +99,7 @@ impl Command {
             Self::Cat(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Download(command) => command.run(context),
+            Self::Cache(command) => command.run(context),
             Self::Bench(command) => command.run(context),
             Self::Demo(command) => command.run(context),
             Self::Completions(command) => command.run(),
