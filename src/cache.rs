@@ -53,7 +53,7 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ use ghosts::Ghosts;
 use head::{Digest, Head, Identity};
 use writer::{Room, Writers};
 
-/// How long a handle is used without a look whether its entry was evicted.
+/// How long open entries are used without a look whether they were evicted: 256 `fstat`s take 50 us.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// A directory of objects. Clones share it; so do other processes that open it.
@@ -111,15 +111,14 @@ struct Own {
     table: Mutex<HashMap<Digest, Handle>>,
     ghosts: Mutex<Ghosts>,
     writers: Writers,
-    /// `Core::evictions` when the table was last searched for evicted entries.
-    seen_evictions: AtomicU64,
+    /// When the table was last searched for evicted entries, and `Core::evictions` at that time.
+    searched: Mutex<(Instant, u64)>,
 }
 
 #[derive(Debug)]
 struct Handle {
     entry: Arc<Entry>,
     looked_up: Instant,
-    checked: Instant,
 }
 
 /// What is in a cache.
@@ -181,7 +180,7 @@ impl BlockCache {
             table: Mutex::default(),
             ghosts: Mutex::default(),
             writers: Writers::new(most, threads),
-            seen_evictions: AtomicU64::new(0),
+            searched: Mutex::new((Instant::now(), 0)),
         });
         Ok(Self {
             shared: Arc::new(Shared { core, own }),
@@ -265,22 +264,13 @@ impl BlockCache {
     fn known(&self, digest: Digest) -> Option<Arc<Entry>> {
         let mut table = lock(&self.own().table);
         let handle = table.get_mut(&digest)?;
-        let now = Instant::now();
-        if now.duration_since(handle.checked) > RECHECK {
-            if !handle.entry.is_linked() {
-                table.remove(&digest);
-                return None;
-            }
-            handle.checked = now;
-        }
-        handle.looked_up = now;
+        handle.looked_up = Instant::now();
         Some(handle.entry.clone())
     }
 
     /// Keeps an entry open. Another thread may have done so first.
     fn keep(&self, digest: Digest, entry: Arc<Entry>) -> Arc<Entry> {
         let mut table = lock(&self.own().table);
-        let now = Instant::now();
         if table.len() >= self.config().open_entries && !table.contains_key(&digest) {
             let unused = table
                 .iter()
@@ -292,19 +282,22 @@ impl BlockCache {
         }
         let fresh = Handle {
             entry,
-            looked_up: now,
-            checked: now,
+            looked_up: Instant::now(),
         };
         let handle = table.entry(digest).or_insert(fresh);
         handle.entry.clone()
     }
 
-    /// Closes entries that were evicted: their space is free only then.
+    /// Closes entries that were evicted, here or by another process: their space is free only then.
     fn forget_evicted(&self) {
         let evictions = self.shared.core.evictions.load(Relaxed);
-        if self.own().seen_evictions.swap(evictions, Relaxed) != evictions {
-            lock(&self.own().table).retain(|_, handle| handle.entry.is_linked());
+        let mut searched = lock(&self.own().searched);
+        if searched.1 == evictions && searched.0.elapsed() < RECHECK {
+            return;
         }
+        *searched = (Instant::now(), evictions);
+        drop(searched);
+        lock(&self.own().table).retain(|_, handle| handle.entry.is_linked());
     }
 
     fn tick(&self, bytes: u64) {

@@ -6,6 +6,7 @@
 //! standard error, and nothing moves or shines there unless it is a terminal.
 
 mod bench;
+mod cache;
 mod cat;
 mod chart;
 mod completions;
@@ -66,6 +67,7 @@ enum Command {
     Mount(mount::Mount),
     #[cfg(all(feature = "fuse", target_os = "linux"))]
     Umount(mount::Umount),
+    Cache(cache::Cache),
     Bench(bench::Bench),
     Demo(demo::Demo),
     Completions(completions::Completions),
@@ -136,6 +138,7 @@ impl Command {
             Self::Mount(_) => "mount",
             #[cfg(all(feature = "fuse", target_os = "linux"))]
             Self::Umount(_) => "umount",
+            Self::Cache(_) => "cache",
             Self::Bench(_) => "bench",
             Self::Demo(_) => "demo",
             Self::Completions(_) => "completions",
@@ -152,6 +155,7 @@ impl Command {
             Self::Mount(command) => command.run(context),
             #[cfg(all(feature = "fuse", target_os = "linux"))]
             Self::Umount(command) => command.run(),
+            Self::Cache(command) => command.run(context),
             Self::Bench(command) => command.run(context),
             Self::Demo(command) => command.run(context),
             Self::Completions(command) => command.run(),

@@ -2,10 +2,11 @@
 //!
 //! # Layers
 //!
-//! A [`client`] reads objects; decorators add retries and limits. The engine, [`prefetch`], reads ahead of consumers
-//! within a memory budget ([`buffer`]) and delivers [`bytes::Bytes`] without a copy. The modes stand on it: [`pipe`]
-//! serves FIFOs as SageMaker's Pipe mode does, [`download`] writes files. [`input`] says what to read and in what
-//! order. Every [`error::Error`] names its object and offset and says what to do; [`metrics`] answers "why is it slow?".
+//! A [`client`] reads objects; decorators add retries, limits and a [`cache`] on disk. The engine, [`prefetch`], reads
+//! ahead of consumers within a memory budget ([`buffer`]) and delivers [`bytes::Bytes`] without a copy. The modes stand
+//! on it: [`pipe`] serves FIFOs as SageMaker's Pipe mode does, [`download`] writes files. [`input`] says what to read and
+//! in what order. Every [`error::Error`] names its object and offset and says what to do; [`metrics`] answers "why is it
+//! slow?".
 //!
 //! # Reading objects
 //!

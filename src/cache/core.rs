@@ -27,8 +27,11 @@ pub(super) struct Core {
     pub(super) ledger: Ledger,
     /// Bytes that the cache may take, as last computed.
     capacity_bytes: AtomicU64,
-    /// On the cache's clock: until then there is nothing to throw out.
-    frozen_until: AtomicU64,
+    /// Whether the last look for something to throw out was in vain; then when it was, on the cache's clock, and the
+    /// oldest use that it saw.
+    is_full: AtomicBool,
+    looked_at: AtomicU64,
+    oldest_use: AtomicU64,
     born: Instant,
     /// Milliseconds since `born`; the disk is not written to before.
     sick_until_ms: AtomicU64,
@@ -58,7 +61,9 @@ impl Core {
             store,
             ledger,
             capacity_bytes: AtomicU64::new(u64::MAX),
-            frozen_until: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
+            looked_at: AtomicU64::new(0),
+            oldest_use: AtomicU64::new(0),
             born: Instant::now(),
             sick_until_ms: AtomicU64::new(0),
             has_warned: AtomicBool::new(false),
@@ -91,7 +96,12 @@ impl Core {
 
     /// Whether there was no room at the last try, and nothing to make it from.
     pub(super) fn is_frozen(&self) -> bool {
-        self.clock() < self.frozen_until.load(Relaxed)
+        let totals = self.ledger.totals();
+        let capacity = self.capacity_bytes();
+        let after = policy::stale_after(totals.reuse, capacity);
+        let (looked_at, oldest) = (self.looked_at.load(Relaxed), self.oldest_use.load(Relaxed));
+        self.is_full.load(Relaxed)
+            && policy::is_frozen(totals.clock, looked_at, oldest, after, capacity)
     }
 
     /// Whether the disk has just failed.
@@ -202,18 +212,11 @@ impl Core {
             .update(|totals| totals.used_bytes = there - freed);
         if freed > 0 {
             self.evictions.fetch_add(1, Relaxed);
-        } else {
-            // Nothing can become stale before the cache was asked for this much more.
-            let oldest = candidates
-                .iter()
-                .map(|one| one.used_at)
-                .min()
-                .unwrap_or(clock);
-            let next = oldest
-                .saturating_add(after)
-                .max(clock + self.capacity_bytes() / SLACK_SHARE);
-            self.frozen_until.store(next, Relaxed);
         }
+        let oldest = candidates.iter().map(|one| one.used_at).min();
+        self.oldest_use.store(oldest.unwrap_or(clock), Relaxed);
+        self.looked_at.store(clock, Relaxed);
+        self.is_full.store(freed == 0, Relaxed);
         Ok(freed)
     }
 }

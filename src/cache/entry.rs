@@ -430,6 +430,15 @@ impl Entry {
         (sound, bad)
     }
 
+    /// Takes it out of the cache, because what it holds is wrong.
+    pub(super) fn discard(&self) {
+        // Another one may have taken its place.
+        if self.is_linked() && self.core.store.remove(&self.dir).is_ok() {
+            self.core.evictions.fetch_add(1, Relaxed);
+        }
+        tracing::warn!(entry = %self.dir.display(), "the disk has other bytes than it was given; the entry is removed");
+    }
+
     /// How many blocks are recorded.
     pub(super) fn stored_blocks(&self) -> u64 {
         let boot = self.core.store.boot;

@@ -9,7 +9,7 @@ pub(super) fn point(name: &str) {
     let Ok(chosen) = std::env::var(CHOICE) else {
         return;
     };
-    let Some((at, after)) = chosen.split_once(':') else {
+    let Some((at, after)) = chosen.rsplit_once(':') else {
         return;
     };
     if at != name {

@@ -57,6 +57,19 @@ pub fn stale_after(reuse: u64, capacity_bytes: u64) -> u64 {
     }
 }
 
+/// Whether to look again for something stale is in vain, after a look at `looked_at` found nothing, and `oldest` to be the
+/// oldest use. A look costs 10 us per object, so there are at most 64 while the cache's capacity is asked for.
+pub fn is_frozen(
+    clock: u64,
+    looked_at: u64,
+    oldest: u64,
+    stale_after: u64,
+    capacity_bytes: u64,
+) -> bool {
+    clock < looked_at.saturating_add(capacity_bytes / 64)
+        || clock.saturating_sub(oldest) <= stale_after
+}
+
 /// An object in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {

@@ -35,7 +35,7 @@ const MAP: &str = "map";
 /// A maker locks its `data` microseconds after it made the directory.
 const ORPHAN_AGE: Duration = Duration::from_secs(60);
 /// Records are written as zeros in pieces of this, so that the disk has room for all of them.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A cache's directory.
 #[derive(Debug, Clone)]

@@ -83,10 +83,8 @@ impl Mount {
             false => Readiness::default(),
         };
         let context = Context {
-            source,
-            output: context.output.clone(),
             metrics: context.metrics.clone(),
-            started: context.started,
+            ..context.at(source)
         };
         // Before the mount can be seen, so that no signal finds nobody listening.
         let unmounter = Arc::new(OnceLock::<Unmounter>::new());

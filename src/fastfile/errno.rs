@@ -52,8 +52,10 @@ mod tests {
             (
                 Error::Changed {
                     uri: uri(),
+                    offset: 0,
                     expected: "a".into(),
                     found: "b".into(),
+                    answer: Default::default(),
                 },
                 "ESTALE",
             ),

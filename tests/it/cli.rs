@@ -10,13 +10,14 @@ use fake_s3::{Credentials, Effect, FakeS3, Operation, PutOptions, Rule};
 
 const KEY: &str = "AKIDTEST";
 const SECRET: &str = "secret-of-the-tests";
-const SUBCOMMANDS: [&str; 9] = [
+const SUBCOMMANDS: [&str; 10] = [
     "pipe",
     "cat",
     "ls",
     "download",
     "mount",
     "umount",
+    "cache",
     "bench",
     "demo",
     "completions",
@@ -1054,6 +1055,68 @@ fn ctrl_c_ends_pipe_mode() {
     assert!(!fifo.exists());
 }
 
+/// C15: `standpipe cache` fills, shows, verifies and empties a cache, for people and for machines.
+#[test]
+fn a_cache_is_warmed_shown_verified_and_emptied() {
+    let server = server();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("c");
+    let at = at.to_str().unwrap();
+    let json = |args: &[&str]| -> serde_json::Value {
+        let args = [&["cache"], args, &["--cache", at, "--json"]].concat();
+        serde_json::from_str(&quietly(&server, &args)).unwrap()
+    };
+    let (status, told) = failing(&server, &["cache", "stat", "--cache", at]);
+    assert!(
+        status == 2 && told.contains("holds no cache"),
+        "{status}: {told}"
+    );
+    assert!(!dir.path().join("c").exists());
+
+    let warm = ["warm", "s3://bkt/dir/", "s3://bkt/s-{000..002}.tar"];
+    let report = json(&warm);
+    let sum = (6 + 5 + 6) + (5 + 4 + 4);
+    assert_eq!(
+        (&report["action"], &report["fetched_bytes"]),
+        (&"warm".into(), &sum.into())
+    );
+    assert_eq!(
+        (&report["bytes"], &report["not_kept_bytes"]),
+        (&sum.into(), &0.into())
+    );
+    assert_eq!(json(&warm)["fetched_bytes"], 0);
+    let gets = requests(&server)
+        .into_iter()
+        .filter(|(what, key)| *what == Operation::Get && !key.is_empty());
+    assert_eq!(gets.count(), 6);
+
+    let stat = json(&["stat"]);
+    assert_eq!(
+        (&stat["complete_entries"], &stat["stored_bytes"]),
+        (&6.into(), &sum.into())
+    );
+    let shown = quietly(&server, &["cache", "stat", "--cache", at]);
+    assert!(
+        shown.starts_with("6 objects (6 of them whole), 30 B of data in "),
+        "{shown}"
+    );
+    let audit = json(&["verify"]);
+    assert_eq!(
+        (&audit["sound_blocks"], &audit["bad_blocks"]),
+        (&6.into(), &0.into())
+    );
+    let disk = stat["disk_bytes"].as_u64().unwrap();
+    let half = (disk / 2).to_string();
+    assert!(json(&["evict", "--to", &half])["entries"].as_u64().unwrap() >= 3);
+    assert!(json(&["stat"])["disk_bytes"].as_u64().unwrap() <= disk / 2);
+    let shown = quietly(&server, &["cache", "clear", "--cache", at]);
+    assert!(
+        shown.contains(" objects, ") && shown.ends_with(" cleared\n"),
+        "{shown}"
+    );
+    assert_eq!(json(&["stat"])["disk_bytes"], 0);
+}
+
 #[test]
 fn help_names_every_flag_and_the_exit_codes() {
     let help = |args: &[&str]| text(&bare(args).output().unwrap().stdout);
@@ -1100,6 +1163,7 @@ fn help_names_every_flag_and_the_exit_codes() {
             .concat(),
         ),
         ("ls", &["--recursive", "--human", "--summarize"]),
+        ("cache", &["stat", "verify", "warm", "clear", "evict"]),
         ("bench", &["--synthetic", "--seconds", "--max-bytes"]),
         ("demo", &["--out"]),
     ] {

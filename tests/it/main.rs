@@ -1,5 +1,7 @@
 //! One test binary: a crate of its own per file would link the SDK once each.
 
+mod cache;
+mod cache_policy;
 mod cli;
 mod conformance;
 mod fastfile;
