@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use fake_s3::{BucketOptions, Credentials, Effect, FakeS3, Operation, PutOptions, Rule};
-use futures::TryStreamExt;
+use fake_s3::{BucketOptions, Credentials, Effect, FakeS3, Latency, Operation, PutOptions, Rule};
+use futures::{StreamExt, TryStreamExt};
 use standpipe::buffer::PartBuf;
 use standpipe::checksum::{ChecksumAlgorithm, ChecksumPolicy};
 use standpipe::client::{
@@ -13,6 +13,7 @@ use standpipe::client::{
 use standpipe::error::{Error, Result};
 use standpipe::metrics::Metrics;
 use standpipe::object::{ByteRange, ObjectId, ObjectUri};
+use standpipe::prefetch::{PrefetchConfig, Prefetcher};
 
 mod foreign;
 
@@ -750,4 +751,38 @@ async fn listings_heads_and_small_gets_share_a_connection() {
         metrics.connections_reused.get(),
     );
     assert_eq!(connections, (1, 2));
+}
+
+/// However many keys there are, the first page is short, and the first object is asked for behind it, on the listing's
+/// connection and before all others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_begins_the_same_way_however_many_keys_there_are() {
+    for keys in [5_000, 20_000] {
+        let server = FakeS3::start().unwrap();
+        for index in 0..keys {
+            server.put_synthetic("bucket", &format!("{index:05}"), 1_000, index);
+        }
+        // Long enough for the other requests to be under way before the first is answered.
+        let latency = Latency::fixed(std::time::Duration::from_millis(50));
+        server.script("bucket", vec![Rule::new(Effect::Latency(latency))]);
+        let (client, metrics) = connect(&server, Transport::Direct).await;
+        let objects = client.list(&uri(""), Depth::All);
+        let objects = objects.map_ok(|entry| match entry {
+            ListEntry::Object(meta) => meta,
+            ListEntry::Prefix(uri) => panic!("{uri}"),
+        });
+        let here = tokio::runtime::Handle::current();
+        let engine = Prefetcher::on(here, Arc::new(client), PrefetchConfig::default(), metrics);
+        let engine = engine.unwrap();
+        let mut reader = engine.read_all(objects.boxed()).unwrap();
+        let first = reader.next_chunk().await.unwrap().unwrap();
+        assert_eq!(first.object.uri.key(), "00000");
+        let log = server.log();
+        assert!(log[0].query.ends_with("max-keys=100"), "{}", log[0].query);
+        assert_eq!(
+            (log[1].key.as_str(), log[1].connection),
+            ("00000", log[0].connection),
+            "{keys} keys"
+        );
+    }
 }
