@@ -1,6 +1,7 @@
 //! The modes: through a FIFO, and by way of the disk, plain and over TLS, bare and under the latency model of S3.
 //!
-//! "file" is a full download and then a read of the files, which is what Pipe mode replaces. The promised ratios are
+//! "file" is a full download and then a read of the files, which is what Pipe mode replaces. Baseline in the same run: a
+//! raw-socket reader that writes what it receives into a FIFO (plain only, it speaks no TLS). The promised ratios are
 //! measured by the bench `ratios`; this one shows a change of a few percent, by its confidence intervals.
 
 use std::error::Error;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Throughput};
+use fake_s3::raw::RawReader;
+use rustix::fs::Mode as Permissions;
 use standpipe::client::Transport;
 use standpipe::metrics::Metrics;
 use standpipe::pipe::{PipeChannel, PipeConfig, PipeServer};
@@ -24,12 +27,17 @@ mod stack;
 #[path = "support/suite.rs"]
 mod suite;
 
-use server::{Objects, Server};
+use server::{BUCKET, Objects, Server};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const PREFIX: &str = "files/";
 const FILES: u64 = 4;
+const MEMORY_BYTES: u64 = 128 << 20;
+const PIPE_BYTES: usize = 1 << 20;
+/// The baseline's: two buffers for each of these connections are the engine's memory.
+const RAW_PART_BYTES: u64 = 8 << 20;
+const RAW_CONNECTIONS: u64 = MEMORY_BYTES / RAW_PART_BYTES / 2;
 
 fn main() -> Outcome<()> {
     suite::run("modes", files, measure)
@@ -51,7 +59,7 @@ fn measure(
     let metrics = Arc::new(Metrics::default());
     let client = stack::connect(&server.endpoint, Transport::Direct, false, &metrics)?;
     let mut config = PrefetchConfig::default();
-    config.memory_bytes = 128 << 20;
+    config.memory_bytes = MEMORY_BYTES;
     let engine = Prefetcher::new(client, config, metrics)?;
     group.throughput(Throughput::Bytes(size_bytes));
     type Mode = fn(&Prefetcher, &Path) -> Outcome<u64>;
@@ -65,7 +73,53 @@ fn measure(
             });
         });
     }
+    if server.endpoint.ca_file.is_none() {
+        let mut readers = raw_readers(server, size_bytes)?;
+        group.bench_function("raw", |bencher| {
+            bencher.iter(|| {
+                let dir = tempfile::tempdir().expect("a temporary directory");
+                let bytes = raw(&mut readers, dir.path()).expect("the baseline works");
+                assert_eq!(bytes, size_bytes);
+            });
+        });
+    }
     Ok(())
+}
+
+/// One for each file, with connections that stay open.
+fn raw_readers(server: &Server, size_bytes: u64) -> Outcome<Vec<RawReader>> {
+    let connect = |file| {
+        RawReader::connect(
+            server.endpoint.addr,
+            &format!("/{BUCKET}/{PREFIX}{file:06}"),
+            size_bytes / FILES,
+            RAW_PART_BYTES,
+            RAW_CONNECTIONS as usize,
+        )
+    };
+    Ok((0..FILES).map(connect).collect::<Result<_, _>>()?)
+}
+
+/// The baseline: received by raw sockets, and written into a FIFO.
+fn raw(readers: &mut [RawReader], dir: &Path) -> Outcome<u64> {
+    let path = dir.join("raw");
+    let mode = Permissions::RUSR | Permissions::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode)?;
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read_to_end(&path).map_err(|error| error.to_string()));
+        let mut fifo = File::options().write(true).open(&path)?;
+        rustix::pipe::fcntl_setpipe_size(&fifo, PIPE_BYTES)?;
+        let mut failed = None;
+        for reader in readers {
+            reader.read(|part| failed = fifo.write_all(part).err().or(failed.take()))?;
+        }
+        // The reader sees its end.
+        drop(fifo);
+        failed.map_or(Ok(()), Err)?;
+        Ok(reading
+            .join()
+            .map_err(|_| "the reading thread panicked")??)
+    })
 }
 
 /// One epoch through a FIFO.

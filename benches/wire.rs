@@ -322,7 +322,11 @@ impl Reader {
         let limit = 4 * AT_ONCE as u64 * PART_BYTES;
         Self {
             wire: Wire::new(WireConfig {
-                tls: Some(tls_config_with(server.tls_roots()).expect("a TLS configuration")),
+                tls: Some(
+                    tls_config_with(server.tls_roots())
+                        .expect("a TLS configuration")
+                        .into(),
+                ),
                 ..WireConfig::default()
             }),
             endpoint: server.endpoint.clone(),

@@ -11,6 +11,8 @@ mod cat;
 mod chart;
 mod completions;
 mod connect;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+mod daemon;
 mod demo;
 mod download;
 mod exit;
@@ -18,21 +20,25 @@ mod flags;
 mod interrupt;
 mod logging;
 mod ls;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+mod mount;
 mod pipe;
 mod progress;
 mod report;
 mod size;
+mod sse_c;
 mod stdout;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use flags::{OutputFlags, SourceFlags};
 use report::Report;
@@ -57,6 +63,10 @@ enum Command {
     Cat(cat::Cat),
     Ls(ls::Ls),
     Download(download::Download),
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    Mount(mount::Mount),
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    Umount(mount::Umount),
     Cache(cache::Cache),
     Bench(bench::Bench),
     Demo(demo::Demo),
@@ -70,9 +80,47 @@ struct Context {
     output: OutputFlags,
     metrics: Arc<Metrics>,
     started: Instant,
+    /// Whether the failure that ends the command was printed when it happened.
+    told: Arc<AtomicBool>,
 }
 
 impl Context {
+    fn new(source: SourceFlags, output: OutputFlags) -> Self {
+        Self {
+            source,
+            output,
+            metrics: Arc::default(),
+            started: Instant::now(),
+            told: Arc::default(),
+        }
+    }
+
+    /// The same for another server, with counters of its own.
+    fn at(&self, source: SourceFlags) -> Self {
+        Self {
+            source,
+            output: self.output.clone(),
+            metrics: Arc::default(),
+            started: self.started,
+            told: self.told.clone(),
+        }
+    }
+
+    /// Says which profile it was that gave no credentials: the SDK only says that there is none.
+    fn with_profile(&self, error: Error) -> Error {
+        match (error, &self.source.profile) {
+            (Error::Credentials { reason }, Some(name)) => Error::Credentials {
+                reason: format!("the profile {name:?} gives none, or is not there: {reason}"),
+            },
+            (error, _) => error,
+        }
+    }
+
+    /// Whether there is nothing left to say about a failure at the end.
+    fn was_told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
+    }
+
     /// Whether a progress bar is welcome.
     fn shows_progress(&self) -> bool {
         std::io::stderr().is_terminal() && !self.output.quiet && !self.output.json
@@ -86,6 +134,10 @@ impl Command {
             Self::Cat(_) => "cat",
             Self::Ls(_) => "ls",
             Self::Download(_) => "download",
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Mount(_) => "mount",
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Umount(_) => "umount",
             Self::Cache(_) => "cache",
             Self::Bench(_) => "bench",
             Self::Demo(_) => "demo",
@@ -99,6 +151,10 @@ impl Command {
             Self::Cat(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Download(command) => command.run(context),
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Mount(command) => command.run(context),
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Umount(command) => command.run(),
             Self::Cache(command) => command.run(context),
             Self::Bench(command) => command.run(context),
             Self::Demo(command) => command.run(context),
@@ -109,6 +165,9 @@ impl Command {
 
 /// Runs the command that `args` name (the program's name first) and says how it went.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    let args = mount::as_helper(args);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -118,14 +177,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     logging::start(&cli.output);
-    let context = Context {
-        source: cli.source,
-        output: cli.output,
-        metrics: Arc::default(),
-        started: Instant::now(),
-    };
+    let context = Context::new(cli.source, cli.output);
     let name = cli.command.name();
-    let result = cli.command.run(&context);
+    let result = cli
+        .command
+        .run(&context)
+        .map_err(|error| context.with_profile(error));
     report::print(name, &context, &result);
     exit::code(&result)
 }

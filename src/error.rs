@@ -27,6 +27,14 @@ pub struct Answer {
     pub request_id: Option<String>,
 }
 
+impl Answer {
+    fn mentions(&self, words: &str) -> bool {
+        self.message
+            .as_ref()
+            .is_some_and(|message| message.contains(words))
+    }
+}
+
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.status == 0 {
@@ -43,6 +51,14 @@ impl fmt::Display for Answer {
             write!(f, " (request id {id})")?;
         }
         Ok(())
+    }
+}
+
+/// What the server said, in parentheses, if it said anything.
+fn told(answer: &Answer) -> String {
+    match *answer == Answer::default() {
+        true => String::new(),
+        false => format!(" ({answer})"),
     }
 }
 
@@ -67,14 +83,21 @@ pub enum Error {
         answer: Answer,
     },
     /// The object was replaced while it was being read; no byte of the new version was delivered.
-    #[error("{uri}: the object changed while it was read: expected {expected}, found {found}")]
+    #[error(
+        "{uri}: the object changed while it was read, at offset {offset}: expected {expected}, found {found}{}",
+        told(answer)
+    )]
     Changed {
         /// The object.
         uri: String,
+        /// First byte not yet received.
+        offset: u64,
         /// The ETag that the read began with.
         expected: String,
         /// What is there now.
         found: String,
+        /// The answer that showed it, as far as it is known. Boxed: no other variant is as large.
+        answer: Box<Answer>,
     },
     /// The range lies beyond the object's end.
     #[error("{uri}: no byte at offset {offset} ({answer})")]
@@ -130,6 +153,16 @@ pub enum Error {
         /// First byte not yet received.
         offset: u64,
         /// The transport's error.
+        source: Cause,
+    },
+    /// The endpoint's name has no address. A resolver that has no answer for the moment is [`Error::Network`].
+    #[error("{uri}: the host {host} is not known")]
+    UnknownHost {
+        /// The object or prefix.
+        uri: String,
+        /// The name that was looked up.
+        host: String,
+        /// What the resolver said.
         source: Cause,
     },
     /// The answer was not the HTTP that was asked for; its connection was closed.
@@ -227,6 +260,7 @@ impl Error {
             Self::Throttled { .. }
                 | Self::Server { .. }
                 | Self::Network { .. }
+                | Self::UnknownHost { .. }
                 | Self::Protocol { .. }
                 | Self::Stalled { .. }
         )
@@ -243,6 +277,9 @@ impl Error {
     /// What the reader of this error can do about it, in one sentence.
     pub fn fix(&self) -> Option<&'static str> {
         Some(match self.root() {
+            Self::NotFound { uri, .. } if uri.starts_with("file:") => {
+                "check the path; what is in S3 is named s3://bucket/key"
+            }
             Self::NotFound { .. } => {
                 "check the bucket, the key and the region; `standpipe ls` shows what is there"
             }
@@ -257,7 +294,7 @@ impl Error {
                     "the session token has expired: sign in again (`aws sso login`) or renew the credentials"
                 }
                 _ => {
-                    "the caller needs s3:GetObject on the objects and s3:ListBucket on the bucket; public data needs --no-sign-request, requester-pays buckets --request-payer requester"
+                    "the caller needs s3:GetObject on the objects and s3:ListBucket on the bucket; public data needs --no-sign-request, requester-pays buckets --request-payer requester, and objects under SSE-C the very key they were written with"
                 }
             },
             Self::Changed { .. } => {
@@ -271,6 +308,9 @@ impl Error {
             }
             Self::Network { .. } | Self::Stalled { .. } => {
                 "check the network, the endpoint (--endpoint-url) and the proxy settings"
+            }
+            Self::UnknownHost { .. } => {
+                "check the spelling of the endpoint (--endpoint-url) and the region, and that this host can ask a name server"
             }
             Self::Tls { .. } => {
                 "name the CA that signed the endpoint's certificate with --ca-bundle or AWS_CA_BUNDLE"
@@ -286,6 +326,12 @@ impl Error {
             }
             Self::Server { .. } => {
                 "the service failed on its side: try again later, and give its support the request id"
+            }
+            Self::Refused { answer, .. } if answer.mentions("Server Side Encryption") => {
+                "the object is encrypted with its owner's own key (SSE-C): name the file with the key by --sse-c-key"
+            }
+            Self::Refused { answer, .. } if answer.mentions("encryption parameters") => {
+                "the object is not encrypted with a key of yours: leave out --sse-c-key"
             }
             Self::Refused { .. } => {
                 "check the endpoint, the region and the flags against what the service says; it does not take this request"
@@ -325,6 +371,26 @@ mod tests {
             "s3://b/k: not found (HTTP 404 NoSuchKey: The specified key does not exist. (request id R1))"
         );
         assert!(error.fix().is_some() && !error.is_retryable());
+    }
+
+    #[test]
+    fn a_change_says_where_and_in_which_answer() {
+        let changed = |answer| Error::Changed {
+            uri: "s3://b/k".into(),
+            offset: 7,
+            expected: "\"a\"".into(),
+            found: "\"b\"".into(),
+            answer: Box::new(answer),
+        };
+        let text = "s3://b/k: the object changed while it was read, at offset 7: expected \"a\", found \"b\"";
+        assert_eq!(changed(Answer::default()).to_string(), text);
+        let answer = Answer {
+            status: 412,
+            request_id: Some("R1".into()),
+            ..Answer::default()
+        };
+        let text = format!("{text} (HTTP 412 (request id R1))");
+        assert_eq!(changed(answer).to_string(), text);
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub mod cli;
 pub mod client;
 pub mod download;
 pub mod error;
+pub mod fastfile;
 pub mod input;
 pub mod metrics;
 pub mod object;

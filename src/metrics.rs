@@ -96,9 +96,9 @@ macro_rules! metrics {
         #[derive(Debug, Default)]
         pub struct Metrics {
             $($(#[$doc])* pub $name: $kind,)*
-            /// Time from sending a request to its first byte.
+            /// Time from sending a GET to the first byte of its answer.
             pub first_byte: Histogram,
-            /// Time from sending a request to its last byte.
+            /// Time from sending a GET to the last byte of its answer.
             pub request_time: Histogram,
         }
 
@@ -131,7 +131,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Body bytes read from the network or a file.
+    /// Bytes of objects read from the network or a file.
     bytes_received: Counter,
     /// Bytes handed to consumers.
     bytes_delivered: Counter,

@@ -5,9 +5,9 @@
 //! docs/SEMANTICS.md, clause by clause; each clause stands over the test that proves it.
 //!
 //! What limits it: a byte is copied into the pipe and out of it, about 2 to 3 GB/s on one core with a pipe of 1 MiB, and
-//! a pipe that is full holds up its own channel alone. What it cannot do: a FIFO carries bytes and an end, no error. So
-//! an epoch that fails never ends: its write end stays open while a status file beside the FIFO and the exit code of the
-//! process say why.
+//! a pipe that is full holds up its own channel alone. (Passing pages by `vmsplice` instead was tried: ARCHITECTURE.md
+//! says why it is not done.) What it cannot do: a FIFO carries bytes and an end, no error. So an epoch that fails never
+//! ends: its write end stays open while a status file beside the FIFO and the exit code of the process say why.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -78,7 +78,7 @@ pub struct PipeConfig {
     pub dir: PathBuf,
     /// How many epochs each channel has; `None` for no end.
     pub epochs: Option<u64>,
-    /// Permissions of the FIFOs, less the umask. Whoever may read one can take its bytes.
+    /// Permissions of the FIFOs, whatever the umask. Whoever may read one can take its bytes.
     pub mode: u32,
     /// How large the pipes are made, if allowed: an unprivileged process gets `/proc/sys/fs/pipe-max-size`, 1 MiB
     /// unless changed. Larger pipes are slower again, because their pages no longer fit into the cache.
@@ -110,6 +110,16 @@ impl PipeConfig {
             return Err(Error::config(
                 "epochs",
                 "0 epochs would serve nothing: use 1 or more, or leave it out for no end",
+            ));
+        }
+        // The owner must read, too: that is how a FIFO that was left behind is looked at.
+        if self.mode & 0o600 != 0o600 || self.mode > 0o777 {
+            return Err(Error::config(
+                "fifo-mode",
+                format!(
+                    "{:04o} cannot be served: the owner must read and write (0600), and beyond that are only the group and all others (0640, 0660, 0644)",
+                    self.mode
+                ),
             ));
         }
         Ok(())

@@ -159,13 +159,8 @@ pub(crate) fn fifo(job: &Job, key: &str, size_bytes: u64) -> Outcome<Sample> {
 
 /// The times of a whole life of a process, from its start.
 fn timed(sample: Sample, job: &Job, seen: &Seen, client_ns: u64) -> Sample {
-    let since = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
-    Sample {
-        seconds: since(job.started_ns, seen.end_ns),
-        first_byte_s: since(job.started_ns, seen.first_byte_ns),
-        first_byte_since_client_s: since(client_ns, seen.first_byte_ns),
-        ..sample
-    }
+    let seconds = meter::seconds_between(job.started_ns, seen.end_ns);
+    Sample { seconds, ..sample }.with_first_byte(job, client_ns, seen.first_byte_ns)
 }
 
 pub(crate) fn train(

@@ -54,7 +54,7 @@ pub(crate) enum Work {
         prefix: String,
         work_bytes_per_second: Option<u64>,
     },
-    /// The latency of one GET of a small part on a new connection: the unit of `Train`'s first byte.
+    /// One GET of a small part on a new connection: the unit of `Train`'s first byte.
     FirstByte { key: String },
 }
 
@@ -107,6 +107,15 @@ impl Sample {
             first_byte_s: cost.first_byte_s,
             faults: cost.faults,
             ..Self::default()
+        }
+    }
+
+    /// When the first byte came, since the process's start and since the first thing that a client does.
+    pub(crate) fn with_first_byte(self, job: &Job, client_ns: u64, first_ns: u64) -> Self {
+        Self {
+            first_byte_s: meter::seconds_between(job.started_ns, first_ns),
+            first_byte_since_client_s: meter::seconds_between(client_ns, first_ns),
+            ..self
         }
     }
 

@@ -10,7 +10,7 @@ use standpipe::object::{ByteRange, ObjectId};
 use standpipe::prefetch::{PrefetchConfig, Prefetcher};
 
 use crate::job::{Client, Job, Sample};
-use crate::meter::Meter;
+use crate::meter::{self, Meter};
 use crate::server::BUCKET;
 use crate::{Outcome, stack};
 
@@ -214,9 +214,17 @@ pub(crate) fn objects(job: &Job, prefix: &str, size_bytes: u64, count: u64) -> O
     ))
 }
 
-/// One small GET by raw sockets, on a new connection.
+/// One small GET by raw sockets, on a new connection. Its times begin where those of [`Work::Train`] begin: with the
+/// process, and with what a client does first.
+///
+/// [`Work::Train`]: crate::job::Work::Train
 pub(crate) fn first_byte(job: &Job, key: &str) -> Outcome<Sample> {
     let mut meter = Meter::start(job.endpoint.pid);
-    let bytes = raw_reader(job, key, job.task.part_bytes)?.read(|_| meter.byte_seen())?;
-    Ok(Sample::new(&meter.stop(), bytes, 0, 1))
+    let client_ns = meter::now_ns();
+    let mut first_ns = 0;
+    let bytes = raw_reader(job, key, job.task.part_bytes)?.read(|_| {
+        first_ns = meter::now_ns();
+        meter.byte_seen();
+    })?;
+    Ok(Sample::new(&meter.stop(), bytes, 0, 1).with_first_byte(job, client_ns, first_ns))
 }

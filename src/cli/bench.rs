@@ -16,7 +16,7 @@ use futures::StreamExt;
 use serde_json::json;
 
 use super::chart::{Chart, Line, page};
-use super::report::Report;
+use super::report::{Report, counted};
 use super::size::human;
 use super::stdout::settle;
 use super::{Context, Size, connect};
@@ -47,15 +47,19 @@ const MOST_OBJECTS: usize = 1000;
 /// A GET of S3 Standard in us-east-1, dollars; transfer within a region is free, out of it is not.
 const DOLLARS_PER_REQUEST: f64 = 0.4e-6;
 
+/// Either is required, which the usage line made by clap does not say.
+const USAGE: &str = "standpipe bench [OPTIONS] <URI>\n       standpipe bench [OPTIONS] --synthetic";
+
 const NOTES: &str = "\
 Reads at most --max-bytes in at most about --seconds and throws everything away. The objects should be
-large and many: what is short of them is read again. Transfer out of the bucket's region costs money.";
+large and many: if they are not enough they are read again. Transfer out of the bucket's region costs
+money.";
 
 /// Measure what this host gets out of an endpoint, and which flags to use
 #[derive(Debug, Args)]
-#[command(after_help = NOTES)]
+#[command(after_help = NOTES, override_usage = USAGE)]
 pub(super) struct Bench {
-    /// Objects to read: s3://bucket/prefix/, s3://bucket/key, file:///path or a path; braces expand
+    /// What to read, unless --synthetic: s3://bucket/prefix/, s3://bucket/key or a path; braces expand
     #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
     uri: Option<Source>,
     /// Measure against a built-in server on loopback that has S3's latency
@@ -93,9 +97,7 @@ impl Bench {
         let server = self.synthetic.then(serve).transpose()?;
         let mut source = context.source.clone();
         if let Some(server) = &server {
-            source.endpoint_url = Some(server.endpoint());
-            source.region = Some("us-east-1".into());
-            source.no_sign_request = true;
+            source = source.built_in(server.endpoint());
             self.uri = Some("s3://bench/".parse()?);
         }
         let uri = self
@@ -103,12 +105,7 @@ impl Bench {
             .clone()
             .ok_or_else(|| Error::config("URI", "none is given"))?;
         let connect = |engine: &PrefetchConfig| -> Result<(measure::Client, measure::Counters)> {
-            let context = Context {
-                source: source.clone(),
-                output: context.output.clone(),
-                metrics: std::sync::Arc::default(),
-                started: context.started,
-            };
+            let context = context.at(source.clone());
             let client = context.connect(&connect::schemes([&uri]), engine)?;
             Ok((client, context.metrics))
         };
@@ -135,8 +132,8 @@ impl Bench {
         let mean = bytes / objects.len().max(1) as u64;
         let requests = self.max_bytes.0 / mean.clamp(1, PARTS[0]);
         eprintln!(
-            "{} objects with {}: at most {} in {} s, at most {requests} GETs (${:.4} at S3's price)",
-            objects.len(),
+            "{} with {}: at most {} in {} s, at most {requests} GETs (${:.4} at S3's price)",
+            counted(objects.len() as u64, "object"),
             human(bytes as f64),
             human(self.max_bytes.0 as f64),
             self.seconds,

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-use super::Context;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+use super::flags::CacheFlags;
 use super::flags::TransportFlag;
+use super::{Context, sse_c};
 use crate::buffer::PartBuf;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+use crate::cache::{BlockCache, CachedClient};
 use crate::client::{
     Depth, GetMeta, ListEntry, LocalClient, ObjectClient, S3Client, S3Config, Transport, resilient,
 };
@@ -42,27 +46,54 @@ impl Context {
         if !schemes.contains(&Scheme::S3) {
             return Ok(local);
         }
-        let s3 = runtime::handle().block_on(S3Client::connect(
-            self.s3_config(engine),
-            self.metrics.clone(),
-        ))?;
-        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
+        let s3 = resilient(
+            Arc::new(self.s3(engine)?),
+            engine.concurrency,
+            &self.metrics,
+        );
         if !schemes.contains(&Scheme::File) {
             return Ok(s3);
         }
         Ok(Arc::new(ByScheme { s3, local }))
     }
 
-    fn s3_config(&self, engine: &PrefetchConfig) -> S3Config {
+    /// The same for one scheme, behind the cache that the flags want; what is local needs none.
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    pub(super) fn connect_cached(
+        &self,
+        scheme: Scheme,
+        engine: &PrefetchConfig,
+        flags: &CacheFlags,
+    ) -> Result<(Arc<dyn ObjectClient>, Option<BlockCache>)> {
+        if scheme != Scheme::S3 || flags.dir().is_none() {
+            return Ok((self.connect(&[scheme], engine)?, None));
+        }
+        let s3 = self.s3(engine)?;
+        let config = flags.config(s3.endpoint_url());
+        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
+        let Some(config) = config else {
+            return Ok((s3, None));
+        };
+        let cache = BlockCache::open(config, self.metrics.clone())?;
+        Ok((Arc::new(CachedClient::new(s3, cache.clone())), Some(cache)))
+    }
+
+    fn s3(&self, engine: &PrefetchConfig) -> Result<S3Client> {
+        let connect = S3Client::connect(self.s3_config(engine)?, self.metrics.clone());
+        runtime::handle().block_on(connect)
+    }
+
+    fn s3_config(&self, engine: &PrefetchConfig) -> Result<S3Config> {
         let flags = &self.source;
         // A variable that is set to nothing is one that is not set.
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        S3Config {
+        Ok(S3Config {
             endpoint_url: given(&flags.endpoint_url),
             region: given(&flags.region),
             profile: given(&flags.profile),
             anonymous: flags.no_sign_request,
             request_payer: flags.request_payer.is_some(),
+            sse_c: sse_c::key(flags)?,
             ca_bundle: flags.ca_bundle.clone(),
             transport: match flags.transport {
                 TransportFlag::Direct => Transport::Direct,
@@ -70,7 +101,7 @@ impl Context {
             },
             checksums: engine.checksums,
             ..S3Config::default()
-        }
+        })
     }
 }
 

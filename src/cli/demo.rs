@@ -1,39 +1,42 @@
 //! `standpipe demo`: the same training job, fed by a download first and by a pipe, against an S3 on loopback.
 //!
 //! Everything is real but the distance: the server answers with S3's latencies over a link of limited width, the bytes
-//! go through the same client and engine as always, and the reader is a Python script that only opens paths.
+//! go through the same client and engine as always, and the trainers are Python scripts as people write them for
+//! SageMaker, over tar archives of labelled images. Their speed is their own: they parse and decode every sample.
 
+mod data;
 mod reader;
 mod story;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use fake_s3::{FakeS3, Latency, Shape};
 
-use super::flags::{EngineFlags, SourceFlags};
+use super::flags::EngineFlags;
 use super::report::Report;
 use super::{Context, Size, connect, interrupt};
 use crate::download::{Download, DownloadConfig};
 use crate::error::{Error, Result};
 use crate::input::{Lookup, Source};
-use crate::metrics::Metrics;
 use crate::pipe::{PipeChannel, PipeConfig, PipeServer};
 use crate::prefetch::Prefetcher;
 
 use reader::{Reader, Reading};
 
-/// Shards of the data set, as many as files that training data usually comes in.
-const SHARDS: u64 = 8;
+/// The width of the link: 0.75 Gb/s, the baseline of an m5.large.
+const LINK_BYTES_PER_SECOND: u64 = 93_750_000;
 
 const BUCKET_URI: &str = "s3://demo/train/";
 
 const NOTES: &str = "\
 Starts a small S3 server on loopback that answers as slowly as the real one (30 ms + 20 ms/MiB, one
-answer in a hundred after 200 ms) over a link of 2.5 Gb/s, runs one training job in File mode and in
-Pipe mode, and draws what the trainer had received when. Needs python3, no network and no account.";
+answer in a hundred after 200 ms) over a link of 0.75 Gb/s, runs one training job in File mode and in
+Pipe mode, and draws what the trainer had received when. The trainers are ordinary Python scripts that
+read tar archives of labelled images. Needs python3, no network and no account; of the flags under
+Source only --transport means something here.";
 
 /// Show Pipe mode against downloading first, with a picture, in a quarter of a minute
 #[derive(Debug, Args)]
@@ -42,11 +45,11 @@ pub(super) struct Demo {
     /// Where to write demo.svg and demo.html
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Size of the data set; File mode needs as much temporary space
-    #[arg(long, value_name = "SIZE", default_value_t = Size(1 << 30))]
+    /// Size of the data set; File mode needs as much disk
+    #[arg(long, value_name = "SIZE", default_value_t = Size(256 << 20))]
     size: Size,
-    /// Time that the trainer takes for a MiB
-    #[arg(long, value_name = "MS", default_value_t = 4.0)]
+    /// Time of a training step per image, besides decoding
+    #[arg(long, value_name = "MS", default_value_t = 0.0)]
     step_ms: f64,
     #[command(flatten)]
     engine: EngineFlags,
@@ -71,14 +74,14 @@ impl Demo {
             std::process::exit(i32::from(interrupt::exit_code().unwrap_or(130)));
         })?;
         let reader = Reader::prepare(&scratch.0, self.step_ms)?;
-        let server = self.serve()?;
-        let file = self.file_mode(&self.engine(context, &server)?, &scratch, &reader)?;
-        let pipe = self.pipe_mode(&self.engine(context, &server)?, &scratch, &reader)?;
+        let (server, bytes) = self.serve(&data::make(&scratch.0)?)?;
+        let file = self.file_mode(&self.engine(context, &server)?, &reader)?;
+        let pipe = self.pipe_mode(&self.engine(context, &server)?, &reader)?;
         for run in [&file, &pipe] {
-            if run.reading.bytes() != self.size.0 || run.reading.digest != file.reading.digest {
+            if run.reading.bytes != bytes || run.reading.digest != file.reading.digest {
                 return Err(Error::Corrupt {
                     uri: BUCKET_URI.into(),
-                    offset: run.reading.bytes(),
+                    offset: run.reading.bytes,
                     reason: format!(
                         "{} mode delivered other bytes than the server has",
                         run.name
@@ -89,52 +92,32 @@ impl Demo {
         story::tell(&self, context, &file, &pipe)
     }
 
-    fn serve(&self) -> Result<FakeS3> {
+    /// The server with the data set, and how many bytes that is.
+    fn serve(&self, shards: &[PathBuf]) -> Result<(FakeS3, u64)> {
         let shape = Shape {
             latency: Latency::s3(),
-            // 2.5 Gb/s, the baseline of a middling instance.
-            total_bytes_per_second: Some(312_500_000),
+            total_bytes_per_second: Some(LINK_BYTES_PER_SECOND),
             ..Shape::default()
         };
         let server = FakeS3::builder()
             .shape(shape)
             .start()
             .map_err(|source| Error::io("the demo's S3 server", source))?;
-        for shard in 0..SHARDS {
-            let (from, to) = (
-                self.size.0 * shard / SHARDS,
-                self.size.0 * (shard + 1) / SHARDS,
-            );
-            server.put_synthetic("demo", &format!("train/shard-{shard:03}"), to - from, shard);
-        }
-        Ok(server)
+        let bytes = data::put(&server, shards, self.size.0)?;
+        Ok((server, bytes))
     }
 
     /// An engine of its own for each mode: neither finds the other's connections open.
     fn engine(&self, context: &Context, server: &FakeS3) -> Result<Prefetcher> {
-        let metrics = Arc::<Metrics>::default();
-        let context = Context {
-            source: SourceFlags {
-                endpoint_url: Some(server.endpoint()),
-                region: Some("us-east-1".into()),
-                profile: None,
-                no_sign_request: true,
-                request_payer: None,
-                ca_bundle: None,
-                transport: context.source.transport,
-            },
-            output: context.output.clone(),
-            metrics: metrics.clone(),
-            started: context.started,
-        };
+        let context = context.at(context.source.built_in(server.endpoint()));
         let config = self.engine.config()?;
         let client = context.connect(&connect::schemes([&source()?]), &config)?;
-        Prefetcher::new(client, config, metrics)
+        Prefetcher::new(client, config, context.metrics)
     }
 
-    fn file_mode(&self, engine: &Prefetcher, scratch: &Scratch, reader: &Reader) -> Result<Run> {
-        let directory = scratch.0.join("files");
-        let started = SystemTime::now();
+    fn file_mode(&self, engine: &Prefetcher, reader: &Reader) -> Result<Run> {
+        let directory = reader.channels().join("train");
+        let started = Instant::now();
         Download::new(
             engine.clone(),
             source()?,
@@ -142,9 +125,8 @@ impl Demo {
             DownloadConfig::default(),
         )
         .run()?;
-        let waited = started.elapsed().unwrap_or_default();
-        let paths = (0..SHARDS).map(|shard| directory.join(format!("shard-{shard:03}")));
-        let reading = reader.start(paths, started)?.finish()?;
+        let waited = started.elapsed();
+        let reading = reader.start(reader::FILE, started)?.finish()?;
         Ok(Run {
             name: "File",
             reading,
@@ -152,24 +134,23 @@ impl Demo {
         })
     }
 
-    fn pipe_mode(&self, engine: &Prefetcher, scratch: &Scratch, reader: &Reader) -> Result<Run> {
-        let mut config = PipeConfig::new(scratch.0.join("pipes"));
+    fn pipe_mode(&self, engine: &Prefetcher, reader: &Reader) -> Result<Run> {
+        let mut config = PipeConfig::new(reader.channels());
         config.epochs = Some(1);
         // The reader is known: it does not look for another epoch.
         config.farewell_grace = Duration::ZERO;
-        let fifo = config.dir.join("train_0");
         let (source, of) = (source()?, engine.clone());
         let channel = PipeChannel::new("train".parse()?, move |_epoch| {
             of.read_all(source.objects(of.client(), Lookup::Prefix))
         });
-        let started = SystemTime::now();
+        let started = Instant::now();
         let mut server = PipeServer::start(
             config,
             vec![channel],
             engine.metrics().clone(),
             Arc::new(|_| {}),
         )?;
-        let running = reader.start([fifo], started)?;
+        let running = reader.start(reader::PIPE, started)?;
         // After a failure the reader would wait for ever: it is dropped, and ended, before the server.
         let summary = server.wait()?;
         let reading = running.finish()?;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::flags::EngineFlags;
+use super::flags::{EngineFlags, switch};
 use super::progress::{Progress, Sample};
-use super::report::{Report, Traffic, moved};
+use super::report::{Report, Traffic, counted, moved};
 use super::{Context, connect, interrupt};
 use crate::download::{self, DownloadConfig, DownloadProgress};
 use crate::error::Result;
@@ -22,7 +22,10 @@ const PARTS_PER_LANE: u64 = 4;
 const NOTES: &str = "\
 Files are named by their keys, relative to the prefix up to its last /. Each appears only when it is
 complete and verified. A second run fetches only what is missing or different (in size or date), so
-that an interrupted download goes on.";
+that an interrupted download goes on; a file that was not complete begins anew.
+
+  standpipe download s3://bucket/train/ ./train
+  standpipe download 's3://bucket/shard-{000..015}.tar' ./shards";
 
 /// Download an object, a prefix or a pattern into a directory
 #[derive(Debug, Args)]
@@ -33,7 +36,7 @@ pub(super) struct Download {
     /// Where to put it; made if missing
     dir: PathBuf,
     /// Flush each file before it gets its name: survives a loss of power
-    #[arg(long, env = "STANDPIPE_FSYNC", hide_env = true)]
+    #[arg(long, value_parser = switch, env = "STANDPIPE_FSYNC", hide_env = true)]
     fsync: bool,
     #[command(flatten)]
     engine: EngineFlags,
@@ -103,8 +106,8 @@ fn report(progress: &DownloadProgress, context: &Context, streams: u32) -> Repor
     let (written, skipped) = (progress.written_files.get(), progress.skipped_files.get());
     let bytes = progress.written_bytes.get();
     let what = match skipped {
-        0 => format!("{written} files, "),
-        _ => format!("{written} files ({skipped} were complete before), "),
+        0 => format!("{}, ", counted(written, "file")),
+        _ => format!("{} ({skipped} more were there), ", counted(written, "file")),
     };
     let mut report = Report {
         line: Some(moved(&what, bytes, context.started.elapsed())),

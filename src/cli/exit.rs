@@ -33,8 +33,19 @@ pub(super) const TABLE: [(u8, &str); 9] = [
     (143, "ended by SIGTERM"),
 ];
 
+/// One line for each thing that one comes for.
+const EXAMPLES: &str = "\
+Examples:
+  standpipe demo                                # what it is about: no account, no network
+  standpipe ls s3://bucket/train/
+  standpipe cat 's3://bucket/shard-{000..015}.tar' | tar t
+  standpipe download s3://bucket/train/ ./train
+  standpipe pipe --channel train=s3://bucket/train/ --dir ./channels --epochs 3
+  standpipe bench s3://bucket/train/            # which flags suit this host
+";
+
 pub(super) static TABLE_HELP: LazyLock<String> = LazyLock::new(|| {
-    let mut text = String::from("Exit codes:\n");
+    let mut text = format!("{EXAMPLES}\nExit codes:\n");
     for (code, meaning) in TABLE {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {code:<4}{meaning}");
@@ -72,6 +83,7 @@ fn of(error: &Error) -> u8 {
         Error::Throttled { .. }
         | Error::Server { .. }
         | Error::Network { .. }
+        | Error::UnknownHost { .. }
         | Error::Protocol { .. }
         | Error::Stalled { .. }
         | Error::Tls { .. } => NETWORK,

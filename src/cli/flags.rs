@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::Size;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+use crate::cache::CacheConfig;
 use crate::checksum::ChecksumPolicy;
 use crate::error::Result;
 use crate::prefetch::{PrefetchConfig, model_concurrency};
@@ -38,6 +40,7 @@ pub(super) struct SourceFlags {
     #[arg(
         long,
         global = true,
+        value_parser = switch,
         env = "STANDPIPE_NO_SIGN_REQUEST",
         hide_env = true
     )]
@@ -54,6 +57,28 @@ pub(super) struct SourceFlags {
         env = "STANDPIPE_REQUEST_PAYER", hide_env = true
     )]
     pub(super) request_payer: Option<String>,
+    /// The objects are encrypted with a key of yours (SSE-C)
+    #[arg(
+        long,
+        global = true,
+        value_name = "AES256",
+        value_parser = ["AES256"],
+        hide_possible_values = true,
+        num_args = 0..=1,
+        default_missing_value = "AES256",
+        env = "STANDPIPE_SSE_C",
+        hide_env = true
+    )]
+    pub(super) sse_c: Option<String>,
+    /// File with that key, 32 bytes or their base64; also as fileb://PATH
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "STANDPIPE_SSE_C_KEY",
+        hide_env = true
+    )]
+    pub(super) sse_c_key: Option<PathBuf>,
     /// PEM file to trust, not the system's; also AWS_CA_BUNDLE
     #[arg(
         long,
@@ -74,6 +99,32 @@ pub(super) struct SourceFlags {
         hide_env = true
     )]
     pub(super) transport: TransportFlag,
+}
+
+impl SourceFlags {
+    /// For a server of our own in this process: of what was typed, the transport only.
+    pub(super) fn built_in(&self, endpoint_url: String) -> Self {
+        Self {
+            endpoint_url: Some(endpoint_url),
+            region: Some("us-east-1".into()),
+            profile: None,
+            no_sign_request: true,
+            request_payer: None,
+            sse_c: None,
+            sse_c_key: None,
+            ca_bundle: None,
+            transport: self.transport,
+        }
+    }
+}
+
+/// A flag's variable: whatever people write for yes and no. Empty is as good as unset.
+pub(super) fn switch(text: &str) -> std::result::Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("use 1 or 0, true or false, yes or no, on or off".into()),
+    }
 }
 
 /// `--transport`.
@@ -104,13 +155,13 @@ pub(super) struct OutputFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct EngineFlags {
-    /// Memory for data, at most [default: 336MiB, or 1/4 of all]
+    /// Memory for data, at most [default: 336MiB, or 1/4 of the RAM]
     #[arg(long, value_name = "SIZE", env = "STANDPIPE_MEMORY", hide_env = true)]
     memory: Option<Size>,
     /// Size of a ranged request
     #[arg(long, value_name = "SIZE", default_value_t = Size(PrefetchConfig::default().part_bytes), env = "STANDPIPE_PART_SIZE", hide_env = true)]
     part_size: Size,
-    /// Requests in flight, at most [default: what 10 Gb/s take]
+    /// Requests in flight, at most [default: enough for 10 Gb/s]
     #[arg(long, value_name = "N", env = "STANDPIPE_CONCURRENCY", hide_env = true)]
     concurrency: Option<usize>,
     /// Compare checksums: off, when-possible or require
@@ -155,5 +206,44 @@ impl EngineFlags {
         };
         config.validate()?;
         Ok(config)
+    }
+}
+
+/// What is kept on disk of what was read.
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Cache")]
+pub(super) struct CacheFlags {
+    /// Keep what is read in this directory, for the next epoch, other processes and the next start
+    #[arg(long, value_name = "DIR", env = "STANDPIPE_CACHE", hide_env = true)]
+    pub(super) cache: Option<PathBuf>,
+    /// Disk that the cache may take [default: all but 5 % of it]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "STANDPIPE_CACHE_SIZE",
+        hide_env = true
+    )]
+    pub(super) cache_size: Option<Size>,
+    /// No cache, whatever STANDPIPE_CACHE says
+    #[arg(long)]
+    pub(super) no_cache: bool,
+}
+
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+impl CacheFlags {
+    /// The cache that is wanted, for a store at this endpoint; `None` is AWS.
+    pub(super) fn config(&self, endpoint_url: Option<&str>) -> Option<CacheConfig> {
+        let dir = self.dir()?;
+        let mut config = CacheConfig::new(dir);
+        config.namespace = endpoint_url.unwrap_or_default().to_owned();
+        config.max_bytes = self.cache_size.map(|size| size.0);
+        Some(config)
+    }
+
+    /// A variable that is set to nothing is one that is not set.
+    pub(super) fn dir(&self) -> Option<&PathBuf> {
+        let dir = self.cache.as_ref().filter(|_| !self.no_cache)?;
+        (!dir.as_os_str().is_empty()).then_some(dir)
     }
 }

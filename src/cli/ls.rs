@@ -20,7 +20,8 @@ use crate::runtime;
 const PAGE_ENTRIES: usize = 1000;
 
 const NOTES: &str = "\
-As with `aws s3 ls`, s3://bucket/dir lists what begins with dir; end it with / to look inside.";
+As with `aws s3 ls`, s3://bucket/dir lists what begins with dir; end it with / to look inside.
+Braces are part of the name here; `cat`, `download` and `pipe` expand them.";
 
 /// List what lies under a prefix, in the AWS CLI's format (times are UTC)
 #[derive(Debug, Args)]

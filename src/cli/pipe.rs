@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,7 +10,7 @@ use futures::StreamExt;
 
 use super::flags::EngineFlags;
 use super::progress::{self, Progress, Sample};
-use super::report::{Report, Traffic, moved};
+use super::report::{Report, Traffic, counted, moved};
 use super::{Context, connect, interrupt};
 use crate::error::Result;
 use crate::input::{Channel, Lookup};
@@ -37,10 +38,13 @@ pub(super) struct Pipe {
     /// Where the FIFOs are made; made if missing
     #[arg(long, env = "STANDPIPE_DIR", hide_env = true)]
     dir: PathBuf,
-    /// End after so many epochs [default: go on as long as there are readers]
+    /// End after so many epochs [default: go on until Ctrl-C or SIGTERM]
     #[arg(long, value_name = "N", env = "STANDPIPE_EPOCHS", hide_env = true)]
     epochs: Option<u64>,
-    /// How long a reader may keep an epoch open that has failed
+    /// Permissions of the FIFOs: 0640 lets the group read
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = permissions, env = "STANDPIPE_FIFO_MODE", hide_env = true)]
+    fifo_mode: u32,
+    /// Time for the reader to go away after a failure
     #[arg(long, value_name = "SECONDS", default_value_t = 75)]
     failure_grace: u64,
     #[command(flatten)]
@@ -60,6 +64,7 @@ impl Pipe {
             check(&engine, channel)?;
         }
         let mut server = self.start(&engine, context)?;
+        self.announce(context);
         let canceller = server.canceller();
         interrupt::listen(move || canceller.cancel())?;
         let progress = Progress::start(
@@ -78,23 +83,51 @@ impl Pipe {
         }
     }
 
+    /// What to open, for people; scripts wait for the FIFOs themselves.
+    fn announce(&self, context: &Context) {
+        if !context.shows_progress() {
+            return;
+        }
+        for channel in &self.channel {
+            let fifo = self.dir.join(format!("{}_0", channel.name));
+            eprintln!(
+                "{} is ready for a reader: {}",
+                fifo.display(),
+                channel.source
+            );
+        }
+    }
+
     fn start(&self, engine: &Prefetcher, context: &Context) -> Result<PipeServer> {
         let mut config = PipeConfig::new(&self.dir);
         config.epochs = self.epochs;
+        config.mode = self.fifo_mode;
         config.failure_grace = Duration::from_secs(self.failure_grace);
         let channels: Result<Vec<_>> = self
             .channel
             .iter()
             .map(|channel| served(engine.clone(), channel.clone()))
             .collect();
-        let json = context.output.json;
+        let (json, told, grace) = (
+            context.output.json,
+            context.told.clone(),
+            config.failure_grace,
+        );
         let on_failure = Arc::new(move |failure: &Failure| {
             if !json {
-                progress::suspended(|| eprintln!("{}", told(failure)));
+                progress::suspended(|| eprint!("{}", explain(failure, grace)));
+                told.store(true, Ordering::Release);
             }
         });
         PipeServer::start(config, channels?, context.metrics.clone(), on_failure)
     }
+}
+
+/// As chmod takes them.
+fn permissions(text: &str) -> std::result::Result<u32, String> {
+    let octal = !text.is_empty() && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    mode.ok_or_else(|| "not permissions: use octal digits, such as 0640".into())
 }
 
 /// Looks whether there is anything to serve, so that a wrong URI is told now and not in an epoch that cannot end.
@@ -111,14 +144,17 @@ fn served(engine: Prefetcher, channel: Channel) -> Result<PipeChannel> {
     }))
 }
 
-/// The failure while its reader still waits; the error itself follows at the end.
-fn told(failure: &Failure) -> String {
+/// The failure while its reader still waits. It is all that is said: at the end only the exit code follows.
+fn explain(failure: &Failure, grace: Duration) -> String {
+    let fix = failure.fix.as_ref().map(|fix| format!("  fix: {fix}\n"));
     format!(
-        "standpipe: {} failed after {} bytes and will not end: {}\n  see {}; waiting for the reader to go away",
+        "standpipe: {} failed after {} bytes and will not end: {}\n{}  see {}; standpipe exits when the reader has closed it, or has taken nothing for {} s\n",
         failure.fifo.display(),
         failure.delivered_bytes,
         failure.cause,
-        failure.status_file.display()
+        fix.unwrap_or_default(),
+        failure.status_file.display(),
+        grace.as_secs()
     )
 }
 
@@ -135,9 +171,9 @@ fn report(summary: &PipeSummary, context: &Context, streams: u32) -> Report {
     let total = |count: fn(&ChannelSummary) -> u64| summary.channels.iter().map(count).sum::<u64>();
     let bytes = total(|channel| channel.bytes);
     let what = format!(
-        "{} channels, {} epochs, ",
-        summary.channels.len(),
-        total(|channel| channel.epochs)
+        "{}, {}, ",
+        counted(summary.channels.len() as u64, "channel"),
+        counted(total(|channel| channel.epochs), "epoch")
     );
     let mut report = Report {
         line: Some(moved(&what, bytes, context.started.elapsed())),

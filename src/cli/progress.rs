@@ -133,7 +133,7 @@ fn line(sample: &Sample, rate: f64, elapsed: Duration) -> String {
     }
     let available = elapsed.as_nanos() as f64 * f64::from(sample.streams.max(1));
     let stall = (sample.stall_ns as f64 / available.max(1.0)).min(1.0) * 100.0;
-    parts.push(format!("waited {stall:.0}%"));
+    parts.push(format!("waited {stall:.0}% for data"));
     parts.join("  ")
 }
 
@@ -163,7 +163,7 @@ mod tests {
         let text = line(&sample, (256 << 20) as f64, Duration::from_secs(5));
         assert_eq!(
             text,
-            "3/9 files  1.00 GiB of 3.00 GiB  256 MiB/s  8s left  waited 10%"
+            "3/9 files  1.00 GiB of 3.00 GiB  256 MiB/s  8s left  waited 10% for data"
         );
         let unknown = Sample {
             total_bytes: None,
@@ -172,7 +172,7 @@ mod tests {
         };
         assert_eq!(
             line(&unknown, 0.0, Duration::ZERO),
-            "1.00 GiB  0 B/s  waited 100%"
+            "1.00 GiB  0 B/s  waited 100% for data"
         );
     }
 

@@ -65,6 +65,7 @@ pub(super) fn print(command: &str, context: &Context, result: &Result<Report>) {
             }
         }
         Ok(_) => {}
+        Err(_) if context.was_told() => {}
         Err(error) => eprint!("{}", explain(error)),
     }
 }
@@ -109,6 +110,12 @@ fn chain(error: &Error) -> String {
         cause = next.source();
     }
     text
+}
+
+/// `1 file`, `2 files`.
+pub(super) fn counted(number: u64, what: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{ending}")
 }
 
 /// The summary line's common form.
@@ -166,6 +173,14 @@ fn add_traffic(
 mod tests {
     use super::*;
     use std::sync::Arc;
+
+    #[test]
+    fn one_is_one() {
+        assert_eq!(
+            [0, 1, 2].map(|n| counted(n, "file")),
+            ["0 files", "1 file", "2 files"]
+        );
+    }
 
     #[test]
     fn an_error_shows_its_causes_once_and_its_fix() {

@@ -185,8 +185,10 @@ fn error(kind: FaultKind, uri: String, offset: u64) -> Error {
         },
         FaultKind::Changed => Error::Changed {
             uri,
+            offset,
             expected: "\"before\"".into(),
             found: "\"after\"".into(),
+            answer: Box::new(answer(412, "PreconditionFailed")),
         },
         FaultKind::Corrupt => Error::Corrupt {
             uri,

@@ -202,8 +202,10 @@ impl Read {
         }
         Err(Error::Changed {
             uri: self.id.uri.to_string(),
+            offset: self.range.start + self.part.filled().len() as u64,
             expected: expected.to_string(),
             found: found.to_string(),
+            answer: Box::default(),
         })
     }
 }

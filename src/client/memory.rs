@@ -66,8 +66,10 @@ impl MemoryClient {
         if let Some(expected) = id.etag.as_ref().filter(|etag| **etag != stored.etag) {
             return Err(Error::Changed {
                 uri: id.uri.to_string(),
+                offset: range.start + into.filled().len() as u64,
                 expected: expected.to_string(),
                 found: stored.etag.to_string(),
+                answer: Box::default(),
             });
         }
         let size_bytes = stored.bytes.len() as u64;

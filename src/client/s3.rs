@@ -3,9 +3,10 @@
 //! Three parts of a GET cost time, and each is done where it is cheapest:
 //!
 //! * **who and where**: the SDK finds credentials, endpoints and regions ([`setup`], [`credentials`], [`bucket`]);
-//! * **asking**: the SDK's orchestrator costs 100 us of CPU per request, which is nothing for a part of 8 MiB and ten
-//!   times everything else for one of 4 KiB. So small GETs are signed by hand ([`hand`], [`sign`], [`target`]) and
-//!   large ones go through the SDK ([`through`]);
+//! * **asking**: the SDK's orchestrator costs 100 us of CPU per request and milliseconds for the first, which is nothing
+//!   for a part of 8 MiB and ten times everything else for one of 4 KiB. So small GETs, HEADs and listings are signed
+//!   by hand ([`hand`], [`sign`], [`target`]), their answers are read by the SDK's parsers ([`decode`]), and large GETs
+//!   go through the SDK ([`through`]);
 //! * **receiving**: bodies come over our own HTTP/1.1 ([`crate::client::wire`]) straight into the part's own buffer,
 //!   and each head is judged before a byte of its body is stored ([`answer`]). The SDK's own transport ([`stock`])
 //!   remains for proxies and for comparison.
@@ -21,16 +22,20 @@
 //! [`GetMeta::checksum`] says so. Objects of several parts, and objects without a checksum, are the engine's to count.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use tokio::time::timeout;
 
 use super::{Depth, GetMeta, ListEntry, ObjectClient};
 use crate::buffer::PartBuf;
 use crate::checksum::ChecksumPolicy;
-use crate::error::{Error, Result};
+use crate::error::{Answer, Error, Result};
 use crate::metrics::Metrics;
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 
@@ -39,6 +44,7 @@ mod bucket;
 mod checksum_mode;
 mod config;
 mod credentials;
+mod decode;
 mod hand;
 mod intake;
 mod listing;
@@ -55,10 +61,10 @@ pub use config::{AccessKey, S3Config, SseCustomerKey, Transport};
 use answer::Plan;
 use bucket::{Bucket, Buckets};
 use credentials::CredentialCache;
-use hand::Hand;
+use hand::{Hand, Question};
 use listing::Page;
 use refusal::{Failure, Hint, Subject};
-use target::Rules;
+use target::{Rules, Target};
 
 /// From here on a GET goes through the SDK. Its 100 us are then less than a fifth of what receiving costs (0.5 s/GB),
 /// and its reading of the endpoint rules is the one that everybody else tests.
@@ -67,6 +73,13 @@ const THROUGH_SDK_FROM_BYTES: u64 = 1 << 20;
 /// Keys of a listing's first page. A full page of 1,000 is 0.3 MB of XML, 6 ms of S3's time before the first object can
 /// be asked for; the second page is on its way while the first is read.
 const FIRST_PAGE_KEYS: i32 = 100;
+
+/// A page that has not come after so many periods of progress, beside the time to its first byte, stalls: a full one is
+/// 0.3 MB, five times what a body must bring in a period. The SDK collects the body, and limits only the first byte.
+const PAGE_PERIODS: u32 = 5;
+
+/// What errors call the endpoint when none is named.
+const AWS: &str = "S3";
 
 /// Reads objects from S3. Cheap to clone; clones share credentials, connections and what was learned of buckets.
 #[derive(Debug, Clone)]
@@ -81,6 +94,8 @@ struct Shared {
     credentials: Option<Arc<CredentialCache>>,
     /// For errors' texts.
     endpoint: String,
+    /// Likewise.
+    proxy: Option<String>,
     transport: Transport,
     rules: Rules,
     hand: Hand,
@@ -92,14 +107,12 @@ impl S3Client {
     /// request.
     pub async fn connect(config: S3Config, metrics: Arc<Metrics>) -> Result<Self> {
         let setup = setup::find(&config, &metrics).await?;
-        let endpoint = setup
-            .endpoint_url
-            .clone()
-            .unwrap_or_else(|| "S3".to_owned());
+        let endpoint = setup.endpoint_url.clone().unwrap_or_else(|| AWS.to_owned());
         let shared = Shared {
             buckets: Buckets::new(setup.sdk, &setup.region),
             credentials: setup.credentials,
             endpoint,
+            proxy: setup.proxy,
             transport: setup.transport,
             rules: setup.rules,
             hand: Hand::new(setup.wire, &config),
@@ -114,6 +127,12 @@ impl S3Client {
     /// How bodies are received: what was asked for, or the stock transport where a proxy is set.
     pub fn transport(&self) -> Transport {
         self.shared.transport
+    }
+
+    /// The endpoint that flags, environment or profile name; `None` is AWS.
+    pub fn endpoint_url(&self) -> Option<&str> {
+        let endpoint = self.shared.endpoint.as_str();
+        (endpoint != AWS).then_some(endpoint)
     }
 }
 
@@ -276,7 +295,10 @@ impl Shared {
         if matches!(error, Error::Throttled { .. }) {
             self.metrics.throttles.add(1);
         }
-        error
+        match &self.proxy {
+            Some(proxy) => refusal::through_proxy(proxy, error),
+            None => error,
+        }
     }
 
     async fn get(&self, id: &ObjectId, range: ByteRange, into: &mut PartBuf) -> Result<GetMeta> {
@@ -361,7 +383,8 @@ impl Shared {
             });
         }
         let meta = self.head(&id.uri).await?;
-        same_version(id, &meta)?;
+        let offset = range.start + into.filled().len() as u64;
+        same_version(id, offset, &meta)?;
         let end = range.end.min(range.start + into.filled().len() as u64);
         match meta.size_bytes >= end {
             true => Ok(meta_of(meta)),
@@ -374,14 +397,9 @@ impl Shared {
     }
 
     /// A range that starts at the end of an object of unknown length holds nothing: so it is with empty objects.
-    async fn behind_the_end(
-        &self,
-        id: &ObjectId,
-        offset: u64,
-        answer: crate::error::Answer,
-    ) -> Result<GetMeta> {
+    async fn behind_the_end(&self, id: &ObjectId, offset: u64, answer: Answer) -> Result<GetMeta> {
         let meta = self.head(&id.uri).await?;
-        same_version(id, &meta)?;
+        same_version(id, offset, &meta)?;
         match meta.size_bytes == offset {
             true => Ok(meta_of(meta)),
             false => Err(Error::RangeNotSatisfiable {
@@ -442,10 +460,34 @@ impl Shared {
     }
 
     async fn head_once(&self, uri: &ObjectUri, bucket: Arc<Bucket>) -> Result<ObjectMeta, Failure> {
+        let output = match self.target(&bucket).await {
+            Some(target) => {
+                let credentials = self.credentials.as_deref();
+                let answer = self.hand.head(target, credentials, uri).await?;
+                decode::head(Subject::of(uri), &answer)?
+            }
+            None => self.head_through_sdk(uri, &bucket).await?,
+        };
+        Ok(facts(uri, &output)?)
+    }
+
+    /// Where plain requests go, if they go over our own transport.
+    async fn target<'a>(&self, bucket: &'a Bucket) -> Option<&'a Target> {
+        match self.transport {
+            Transport::Direct => bucket.target(&self.rules).await,
+            Transport::Stock => None,
+        }
+    }
+
+    async fn head_through_sdk(
+        &self,
+        uri: &ObjectUri,
+        bucket: &Bucket,
+    ) -> Result<HeadObjectOutput, Failure> {
         let config = &self.config;
         let wants_checksum = config.checksums != ChecksumPolicy::Off;
         let mut request = bucket
-            .client
+            .client()
             .head_object()
             .bucket(uri.bucket())
             .key(uri.key())
@@ -457,35 +499,10 @@ impl Shared {
                 .sse_customer_key(key.key_base64())
                 .sse_customer_key_md5(key.md5_base64());
         }
-        let output = request
+        request
             .send()
             .await
-            .map_err(|error| self.sdk_failure(uri, error))?;
-        let size_bytes = output
-            .content_length()
-            .and_then(|length| u64::try_from(length).ok())
-            .ok_or_else(|| protocol_of(Subject::of(uri), "a HEAD without Content-Length"))?;
-        let checksum = answer::full_object_checksum(&|name: &str| match name {
-            "x-amz-checksum-type" => output.checksum_type().map(|kind| kind.as_str()),
-            "x-amz-checksum-crc32" => output.checksum_crc32(),
-            "x-amz-checksum-crc32c" => output.checksum_crc32_c(),
-            "x-amz-checksum-crc64nvme" => output.checksum_crc64_nvme(),
-            _ => None,
-        });
-        Ok(ObjectMeta {
-            id: ObjectId {
-                uri: uri.clone(),
-                etag: output.e_tag().map(Into::into),
-                version_id: None,
-                size_bytes: Some(size_bytes),
-            },
-            size_bytes,
-            last_modified: output
-                .last_modified()
-                .and_then(|time| (*time).try_into().ok()),
-            checksum_algorithm: checksum.map(|checksum| checksum.algorithm),
-            checksum,
-        })
+            .map_err(|error| self.sdk_failure(uri, error))
     }
 
     async fn page(&self, prefix: &ObjectUri, depth: Depth, token: Option<String>) -> Result<Page> {
@@ -502,21 +519,50 @@ impl Shared {
         token: Option<String>,
         bucket: Arc<Bucket>,
     ) -> Result<Page, Failure> {
+        let question = Question {
+            prefix,
+            depth,
+            max_keys: token.is_none().then_some(FIRST_PAGE_KEYS),
+            token: token.as_deref(),
+        };
+        let output = match self.target(&bucket).await {
+            Some(target) => {
+                let credentials = self.credentials.as_deref();
+                let answer = self.hand.list(target, credentials, &question).await?;
+                decode::listing(Subject::of(prefix), &answer)?
+            }
+            None => self.page_through_sdk(&question, &bucket).await?,
+        };
+        Ok(listing::page(prefix, &output)?)
+    }
+
+    async fn page_through_sdk(
+        &self,
+        question: &Question<'_>,
+        bucket: &Bucket,
+    ) -> Result<ListObjectsV2Output, Failure> {
+        let prefix = question.prefix;
         let key = (!prefix.key().is_empty()).then(|| prefix.key().to_owned());
-        let output = bucket
-            .client
+        if let Some(credentials) = &self.credentials {
+            // Somebody may have to type a code for them: that is no stall. If there are none, the SDK says so below.
+            let _ = credentials.get(SystemTime::now()).await;
+        }
+        let limit = self.config.first_byte_timeout + PAGE_PERIODS * self.config.progress_timeout;
+        let asked = bucket
+            .client()
             .list_objects_v2()
             .bucket(prefix.bucket())
             .set_prefix(key)
-            .set_delimiter((depth == Depth::OneLevel).then(|| "/".to_owned()))
-            .set_max_keys(token.is_none().then_some(FIRST_PAGE_KEYS))
-            .set_continuation_token(token)
+            .set_delimiter((question.depth == Depth::OneLevel).then(|| "/".to_owned()))
+            .set_max_keys(question.max_keys)
+            .set_continuation_token(question.token.map(str::to_owned))
             .encoding_type(EncodingType::Url)
             .set_request_payer(self.config.request_payer.then_some(RequestPayer::Requester))
-            .send()
+            .send();
+        timeout(limit, asked)
             .await
-            .map_err(|error| self.sdk_failure(prefix, error))?;
-        Ok(listing::page(prefix, &output)?)
+            .map_err(|_| refusal::no_progress(Subject::of(prefix), limit))?
+            .map_err(|error| self.sdk_failure(prefix, error))
     }
 
     fn sdk_failure<E>(
@@ -531,6 +577,35 @@ impl Shared {
     }
 }
 
+/// What a HEAD tells.
+fn facts(uri: &ObjectUri, output: &HeadObjectOutput) -> Result<ObjectMeta> {
+    let size_bytes = output
+        .content_length()
+        .and_then(|length| u64::try_from(length).ok())
+        .ok_or_else(|| protocol_of(Subject::of(uri), "a HEAD without Content-Length"))?;
+    let checksum = answer::full_object_checksum(&|name: &str| match name {
+        "x-amz-checksum-type" => output.checksum_type().map(|kind| kind.as_str()),
+        "x-amz-checksum-crc32" => output.checksum_crc32(),
+        "x-amz-checksum-crc32c" => output.checksum_crc32_c(),
+        "x-amz-checksum-crc64nvme" => output.checksum_crc64_nvme(),
+        _ => None,
+    });
+    Ok(ObjectMeta {
+        id: ObjectId {
+            uri: uri.clone(),
+            etag: output.e_tag().map(Into::into),
+            version_id: None,
+            size_bytes: Some(size_bytes),
+        },
+        size_bytes,
+        last_modified: output
+            .last_modified()
+            .and_then(|time| (*time).try_into().ok()),
+        checksum_algorithm: checksum.map(|checksum| checksum.algorithm),
+        checksum,
+    })
+}
+
 fn meta_of(meta: ObjectMeta) -> GetMeta {
     GetMeta {
         etag: meta.id.etag,
@@ -539,11 +614,11 @@ fn meta_of(meta: ObjectMeta) -> GetMeta {
     }
 }
 
-fn same_version(id: &ObjectId, meta: &ObjectMeta) -> Result<()> {
+fn same_version(id: &ObjectId, offset: u64, meta: &ObjectMeta) -> Result<()> {
     match (id.etag.as_deref(), meta.id.etag.as_deref()) {
-        (Some(expected), Some(found)) if !answer::same_etag(expected, found) => {
-            Err(answer::changed(id, expected, found))
-        }
+        (Some(expected), Some(found)) if !answer::same_etag(expected, found) => Err(
+            answer::changed(id, offset, expected, found, Answer::default()),
+        ),
         _ => Ok(()),
     }
 }

@@ -38,14 +38,18 @@ mod connector;
 mod head;
 mod pool;
 mod proxy;
+mod record;
 mod tls;
 mod transport;
 mod watch;
 
 pub use connector::{Dest, DestSlot, JudgeHead, WireHttpClient, with_dest};
 pub use head::{Head, Method};
-pub use proxy::is_proxied;
-pub use tls::{tls_config, tls_config_with};
+pub use proxy::{is_proxied, proxy_of};
+pub use tls::{LazyTls, tls_config, tls_config_with};
+
+pub(crate) use address::is_unknown_host;
+pub(crate) use connector::collect;
 
 use address::Addresses;
 use conn::Conn;
@@ -65,7 +69,7 @@ pub struct WireConfig {
     /// How many idle connections are kept for each endpoint.
     pub max_idle_per_host: usize,
     /// Certificates and sessions for `https` endpoints.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    pub tls: Option<LazyTls>,
     /// Where bytes, connections and times are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -398,6 +402,8 @@ enum Fault {
     Stalled(Duration),
     /// What came was not the HTTP that was asked for.
     Bad(String),
+    /// The endpoint's name has no address.
+    UnknownHost(io::Error),
     /// TLS failed.
     Tls(String),
     /// `on_head` refused the answer.
@@ -419,6 +425,11 @@ impl Fault {
             Self::Io(source) => Error::Network {
                 uri,
                 offset,
+                source: Arc::new(source),
+            },
+            Self::UnknownHost(source) => Error::UnknownHost {
+                uri,
+                host: request.endpoint.host.to_string(),
                 source: Arc::new(source),
             },
             Self::Stalled(idle) => Error::Stalled { uri, offset, idle },

@@ -5,14 +5,14 @@
 //! no end, and data lost in silence. inotify does not help: a reader that blocks in its open causes no event until a
 //! writer has come, and events of two opens merge into one.
 
-use std::fs::Metadata;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::{Metadata, Permissions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
 
@@ -35,16 +35,18 @@ impl Fifo {
     pub(super) fn create(path: PathBuf, mode: u32) -> Result<Self> {
         if let Some(found) = find(&path)? {
             if take_over(&path, &found)? {
-                return Self::pin(path);
+                return Self::pin(path, mode);
             }
             std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
         }
         rustix::fs::mkfifoat(CWD, &path, Mode::from_raw_mode(mode))
             .map_err(|error| Error::io(&path, error.into()))?;
-        Self::pin(path)
+        Self::pin(path, mode)
     }
 
-    fn pin(path: PathBuf) -> Result<Self> {
+    /// Holds on to the FIFO at `path` and gives it its permissions: those of mkfifo are less the umask, and those of a
+    /// FIFO that was left behind are another server's.
+    fn pin(path: PathBuf, mode: u32) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let pin = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|error| Error::io(&path, error.into()))?;
@@ -53,6 +55,12 @@ impl Fifo {
             dev: stat.st_dev,
             ino: stat.st_ino,
         };
+        if !FileType::from_raw_mode(stat.st_mode).is_fifo() {
+            return Err(replaced(&path));
+        }
+        if Mode::from_raw_mode(stat.st_mode) != Mode::from_raw_mode(mode) {
+            permit(&pin, mode).map_err(|error| Error::io(&path, error))?;
+        }
         Ok(Self {
             path,
             inode,
@@ -80,21 +88,14 @@ impl Fifo {
                     ino: stat.st_ino,
                 }) != self.inode
                 {
-                    return Err(self.replaced());
+                    return Err(replaced(&self.path));
                 }
                 Ok(Some(Sink { fd }))
             }
             Err(Errno::NXIO) => Ok(None),
-            Err(Errno::NOENT | Errno::LOOP) => Err(self.replaced()),
+            Err(Errno::NOENT | Errno::LOOP) => Err(replaced(&self.path)),
             Err(error) => Err(Error::io(&self.path, error.into())),
         }
-    }
-
-    fn replaced(&self) -> Error {
-        Error::config(
-            self.path.display().to_string(),
-            "this FIFO was removed or replaced while it was served: leave the directory to standpipe",
-        )
     }
 }
 
@@ -105,6 +106,20 @@ impl Drop for Fifo {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn replaced(path: &Path) -> Error {
+    Error::config(
+        path.display().to_string(),
+        "this FIFO was removed or replaced while it was served: leave the directory to standpipe",
+    )
+}
+
+/// Sets the permissions of the very file that is pinned, whatever its path names by now. `fchmod` takes no `O_PATH`
+/// descriptor; its entry in /proc leads to the same file.
+fn permit(pin: &OwnedFd, mode: u32) -> std::io::Result<()> {
+    let pinned = format!("/proc/self/fd/{}", pin.as_raw_fd());
+    std::fs::set_permissions(pinned, Permissions::from_mode(mode))
 }
 
 /// What lies at `path`: a FIFO, nothing, or an error.

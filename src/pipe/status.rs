@@ -131,10 +131,11 @@ fn object_and_offset(error: &Error) -> Option<(String, Option<u64>)> {
     let (uri, offset) = match error.root() {
         Error::NotFound { uri, .. }
         | Error::PermissionDenied { uri, .. }
-        | Error::Changed { uri, .. }
+        | Error::UnknownHost { uri, .. }
         | Error::Throttled { uri, .. }
         | Error::Refused { uri, .. } => (uri, None),
-        Error::RangeNotSatisfiable { uri, offset, .. }
+        Error::Changed { uri, offset, .. }
+        | Error::RangeNotSatisfiable { uri, offset, .. }
         | Error::Corrupt { uri, offset, .. }
         | Error::Server { uri, offset, .. }
         | Error::Network { uri, offset, .. }

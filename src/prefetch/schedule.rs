@@ -6,7 +6,9 @@
 //! Memory is shared by three rules. A stream takes no more than its *fair share*, the budget divided by the streams
 //! that still read. One part of it, the *head credit*, stays free while the stream has none under way. When a new
 //! stream makes the shares smaller and finds the memory taken, the parts at the far end of the stream with the most
-//! are *revoked*: dropped, and fetched again later.
+//! are *revoked*: dropped, and fetched again later. So is, for a consumer that waits and has nothing under way, whatever
+//! lies behind another stream's head: a stream that has no more to fetch counts in no share, and may still hold the
+//! memory that it took while it was alone.
 
 use std::collections::BTreeMap;
 use std::task::Waker;
@@ -248,8 +250,9 @@ impl Core {
         self.budget.try_reserve(piece.charged_bytes(), keep_free)
     }
 
-    /// Takes a part back from the stream that exceeds its share the most, if stream `id` is within its own. One at a
-    /// time: memory that a stopped task still holds is on its way.
+    /// Takes a part back from the stream that exceeds its share the most, if stream `id` is within its own; for an
+    /// urgent one, from the stream that has the most behind its head. One at a time: memory that a stopped task still
+    /// holds is on its way.
     fn revoke_for(&mut self, id: StreamId, piece: &Piece, share_bytes: u64) -> Option<Leftovers> {
         let needy = &self.streams[&id];
         if !self.revoking.is_empty()
@@ -257,11 +260,12 @@ impl Core {
         {
             return None;
         }
+        let least_left = if needy.is_urgent() { 0 } else { share_bytes };
         let owners = self.streams.iter_mut().filter(|(owner, stream)| {
             let left = stream
                 .revocable_bytes()
                 .map(|bytes| stream.outstanding_bytes - bytes);
-            **owner != id && left.is_some_and(|left| left >= share_bytes)
+            **owner != id && left.is_some_and(|left| left >= least_left)
         });
         let (owner, stream) = owners.max_by_key(|(_, stream)| stream.outstanding_bytes)?;
         let (slot, leftovers, held_bytes) = stream.revoke()?;

@@ -134,8 +134,8 @@ pub(super) struct Stream {
     /// The feed has ended or failed.
     exhausted: bool,
     cursor: Option<Cursor>,
-    /// Pieces whose slots were revoked, the next one last.
-    revoked: Vec<Piece>,
+    /// What stood in slots that were revoked, the next one last: a piece to fetch again, and what lies behind it.
+    revoked: Vec<Revoked>,
     objects_begun: u64,
     queue: PartQueue<Done>,
     /// Pieces with a slot that a task fills or has filled, by growing slot. There are thousands of small ones.
@@ -158,6 +158,15 @@ struct Issued {
     slot: u64,
     piece: Piece,
     abort: AbortHandle,
+}
+
+/// What a revoked slot held.
+#[derive(Debug)]
+enum Revoked {
+    /// A part, to be fetched again.
+    Piece(Piece),
+    /// What took no fetching (an empty object, the end in an error): it comes again after the part before it.
+    Ready(Box<Done>),
 }
 
 /// Where in the current object the next part starts.
@@ -186,7 +195,9 @@ struct Check {
 }
 
 enum Begun {
+    /// There is a part to fetch, or nothing to plan.
     Fetch(Option<PlanEvent>),
+    /// Something that takes no fetching.
     Empty(Done),
 }
 
@@ -253,8 +264,10 @@ impl Stream {
     }
 
     /// What must stay free for this stream: nothing while a part of it is under way or ready.
+    ///
+    /// Empty objects that wait for the consumer are no such part.
     pub(super) fn idle_credit_bytes(&self) -> u64 {
-        if self.has_more() && self.queue.len() == 0 {
+        if self.has_more() && self.outstanding_bytes == 0 {
             self.credit_bytes
         } else {
             0
@@ -263,8 +276,11 @@ impl Stream {
 
     /// The part to fetch next, if it is known.
     pub(super) fn next_piece(&self, grid: Grid) -> Option<Piece> {
-        if let Some(piece) = self.revoked.last() {
-            return Some(piece.clone());
+        match self.revoked.last() {
+            Some(Revoked::Piece(piece)) => return Some(piece.clone()),
+            // It comes by planning.
+            Some(Revoked::Ready(_)) => return None,
+            None => {}
         }
         let cursor = self.cursor.as_ref().filter(|cursor| !cursor.discovering)?;
         let range = grid.part_at(cursor.next, cursor.size_bytes(), cursor.serial == 0);
@@ -307,21 +323,24 @@ impl Stream {
             .cursor
             .as_ref()
             .is_some_and(|cursor| cursor.discovering);
-        let last = self
-            .issued
-            .back()
-            .filter(|_| self.queue.len() > 1 && !discovering)?;
-        (Some(last.slot) == self.queue.tail()).then(|| last.piece.charged_bytes())
+        let last = self.issued.back().filter(|_| !discovering)?;
+        (last.slot > self.queue.head()).then(|| last.piece.charged_bytes())
     }
 
-    /// Takes the last part back, to be fetched again later: its slot, what is to be dropped, and the memory that a
-    /// task holds until it has stopped.
+    /// Takes the last part back, to be fetched again later, and with it what lies behind it: its slot, what is to be
+    /// dropped, and the memory that a task holds until it has stopped.
     pub(super) fn revoke(&mut self) -> Option<(u64, Leftovers, u64)> {
         let Issued { slot, piece, abort } = self.issued.pop_back()?;
         let mut leftovers = Leftovers {
             buffers: Vec::new(),
             aborts: vec![abort],
         };
+        while let Some(behind) = self.queue.tail().filter(|tail| *tail > slot) {
+            // Without an issued piece there is no task: what lies there was ready from the start.
+            let ready = self.queue.revoke(behind).flatten();
+            self.revoked
+                .extend(ready.map(|done| Revoked::Ready(Box::new(done))));
+        }
         let ready = self.queue.revoke(slot).flatten();
         let held_bytes = if ready.is_some() {
             0
@@ -331,31 +350,25 @@ impl Stream {
         ready.into_iter().for_each(|done| leftovers.keep(done));
         self.outstanding_bytes -= piece.charged_bytes();
         self.served_bytes = self.served_bytes.saturating_sub(piece.range.len());
-        self.revoked.push(piece);
+        self.revoked.push(Revoked::Piece(piece));
         Some((slot, leftovers, held_bytes))
     }
 
     /// Takes the next object from the feed, until there is one to fetch or the feed is dry.
     pub(super) fn plan(&mut self, grid: Grid, policy: ChecksumPolicy) -> Option<PlanEvent> {
-        // Revoked pieces come before everything that is still to be planned, empty objects and errors included.
-        while self.cursor.is_none() && self.revoked.is_empty() && !self.exhausted {
-            // Set before looking: a lister that sends after the look sees it.
-            self.source.starved.store(true, Ordering::SeqCst);
-            let done = match self.source.feed.try_recv() {
-                Ok(Feed::Object(planned)) => match self.begin(planned, grid, policy) {
-                    Begun::Fetch(None) => return None,
-                    Begun::Fetch(head) => return head,
-                    Begun::Empty(done) => done,
+        loop {
+            let done = match self.revoked.last() {
+                Some(Revoked::Ready(_)) => match self.revoked.pop() {
+                    Some(Revoked::Ready(done)) => *done,
+                    _ => unreachable!("it was looked at"),
                 },
-                Ok(Feed::Failed(error)) => self.ended_by(error),
-                Ok(Feed::End) => {
-                    self.exhausted = true;
-                    return self.queue.wake().map(PlanEvent::Wake);
-                }
-                Err(TryRecvError::Empty) => return None,
-                Err(TryRecvError::Disconnected) => self.ended_by(Error::Internal {
-                    what: "the listing's task".into(),
-                }),
+                // Revoked pieces come before everything that is still to be planned, empty objects and errors included.
+                Some(Revoked::Piece(_)) => return None,
+                None if self.cursor.is_some() || self.exhausted => return None,
+                None => match self.next_object(grid, policy) {
+                    Begun::Empty(done) => done,
+                    Begun::Fetch(event) => return event,
+                },
             };
             let slot = self.queue.open();
             let wake = self
@@ -366,7 +379,23 @@ impl Stream {
                 return Some(PlanEvent::Wake(waker));
             }
         }
-        None
+    }
+
+    fn next_object(&mut self, grid: Grid, policy: ChecksumPolicy) -> Begun {
+        // Set before looking: a lister that sends after the look sees it.
+        self.source.starved.store(true, Ordering::SeqCst);
+        match self.source.feed.try_recv() {
+            Ok(Feed::Object(planned)) => self.begin(planned, grid, policy),
+            Ok(Feed::Failed(error)) => Begun::Empty(self.ended_by(error)),
+            Ok(Feed::End) => {
+                self.exhausted = true;
+                Begun::Fetch(self.queue.wake().map(PlanEvent::Wake))
+            }
+            Err(TryRecvError::Empty) => Begun::Fetch(None),
+            Err(TryRecvError::Disconnected) => Begun::Empty(self.ended_by(Error::Internal {
+                what: "the listing's task".into(),
+            })),
+        }
     }
 
     fn ended_by(&mut self, error: Error) -> Done {
@@ -448,6 +477,7 @@ impl Stream {
                     };
                     Done::Broken(accepted.part(piece, buf), error)
                 } else {
+                    self.outstanding_bytes -= piece.charged_bytes();
                     leftovers.buffers.push(buf);
                     Done::Failed(error)
                 }
@@ -510,22 +540,29 @@ impl Stream {
         object
     }
 
-    /// The part in `slot` failed: nothing after it will be delivered.
+    /// The part in `slot` failed: nothing after it will be delivered. It is no longer issued, so that nobody revokes
+    /// it: fetched again it might succeed, and with the plan behind it forgotten that would look like the end.
     fn fail_after(&mut self, slot: u64) -> Leftovers {
-        self.forget_plan();
-        let later = self.issued.iter().filter(|issued| issued.slot > slot);
-        let aborts = later
-            .map(|issued| issued.abort.clone())
-            .chain([self.source.lister.clone()]);
-        Leftovers {
+        let mut leftovers = Leftovers {
             buffers: Vec::new(),
-            aborts: aborts.collect(),
+            aborts: vec![self.source.lister.clone()],
+        };
+        self.forget_plan(&mut leftovers);
+        while let Some(issued) = self.issued.pop_back_if(|issued| issued.slot >= slot) {
+            if issued.slot > slot {
+                self.outstanding_bytes -= issued.piece.charged_bytes();
+                leftovers.aborts.push(issued.abort);
+            }
         }
+        while let Some(behind) = self.queue.tail().filter(|tail| *tail > slot) {
+            let ready = self.queue.revoke(behind).flatten();
+            ready.into_iter().for_each(|done| leftovers.keep(done));
+        }
+        leftovers
     }
 
     /// Ends the stream for good.
     pub(super) fn stop(&mut self) -> Leftovers {
-        self.forget_plan();
         self.outstanding_bytes = 0;
         let fetches = self.issued.drain(..).map(|issued| issued.abort);
         let checks = self.checks.drain(..).map(|check| check.abort);
@@ -537,6 +574,7 @@ impl Stream {
             buffers: Vec::new(),
             aborts,
         };
+        self.forget_plan(&mut leftovers);
         self.queue
             .close()
             .into_iter()
@@ -544,10 +582,14 @@ impl Stream {
         leftovers
     }
 
-    fn forget_plan(&mut self) {
+    fn forget_plan(&mut self, leftovers: &mut Leftovers) {
         self.exhausted = true;
         self.cursor = None;
-        self.revoked.clear();
+        for revoked in self.revoked.drain(..) {
+            if let Revoked::Ready(done) = revoked {
+                leftovers.keep(*done);
+            }
+        }
     }
 
     /// The answer to a request for an object's checksum.

@@ -18,7 +18,7 @@ use standpipe::metrics::Metrics;
 use standpipe::object::{ByteRange, ObjectId};
 
 use crate::conformance::content;
-use crate::world::{Wire, World, eventually, s3, server};
+use crate::world::{self, Wire, World, eventually, s3_within, server};
 
 /// Every request is below the size from which on the SDK signs and sends it.
 const SMALL: u64 = 300_001;
@@ -127,8 +127,13 @@ const ALL: &[Doing] = &[Head, List, Whole, Parts, Unpinned];
 const GETS: &[Doing] = &[Whole, Parts, Unpinned];
 const PINNED: &[Doing] = &[Whole, Parts];
 
-/// A stall is three times as long as the client's patience with it.
-const STALL_MS: u64 = 1_200;
+/// Operations whose answers have bodies.
+const BODIES: &[Doing] = &[List, Whole, Parts, Unpinned];
+
+/// The client's patience where the condition is a stall, so that the table stays quick.
+const STALL_PATIENCE: Duration = Duration::from_millis(500);
+/// A stall is three times as long.
+const STALL_MS: u64 = 1_500;
 
 fn table() -> Vec<Case> {
     let mut cases = slow();
@@ -175,9 +180,8 @@ fn refused() -> Vec<Case> {
         // The second page of the listing fails.
         right(status(500).skip(1).times(1), &[List]),
         case(status(500), ALL, Seen::Server),
-        case(status(503), &[List, Whole], Seen::Throttled),
-        // The answer to a HEAD has no body, and so no code that tells "slow down" from other trouble.
-        case(status(503), &[Head], Seen::Server),
+        // The answer to a HEAD has no body, and so no code: its status has to do.
+        case(status(503), &[List, Whole, Head], Seen::Throttled),
         case(status(400), ALL, Seen::Refused),
         case(status(403), ALL, Seen::Denied),
         case(status(404), ALL, Seen::NotFound),
@@ -191,18 +195,27 @@ fn refused() -> Vec<Case> {
             Seen::Beyond,
         ),
     ];
-    cases.push(right(Rule::new(Effect::OkWithError).times(1), PINNED));
-    cases.push(case(Rule::new(Effect::OkWithError), PINNED, Seen::Server));
+    let pinned_and_list = &[List, Whole, Parts];
+    cases.push(right(
+        Rule::new(Effect::OkWithError).times(1),
+        pinned_and_list,
+    ));
+    cases.push(case(
+        Rule::new(Effect::OkWithError),
+        pinned_and_list,
+        Seen::Server,
+    ));
     cases
 }
 
 fn broken() -> Vec<Case> {
     let mut cases = Vec::new();
     for at_byte in [0, 1, 70_000] {
-        cases.push(right(Rule::new(Effect::Reset { at_byte }).times(1), GETS));
+        // Of a listing, the second page is long enough to break at the last of these.
+        cases.push(right(Rule::new(Effect::Reset { at_byte }).times(1), BODIES));
         cases.push(right(
             Rule::new(Effect::Truncate { at_byte }).times(1),
-            GETS,
+            BODIES,
         ));
         cases.push(right(
             Rule::new(Effect::Stall {
@@ -219,14 +232,25 @@ fn broken() -> Vec<Case> {
         Rule::new(Effect::Truncate { at_byte: 60_000 }),
         PINNED,
     ));
+    // A page is read whole or not at all.
+    cases.push(case(
+        Rule::new(Effect::Reset { at_byte: 60_000 }),
+        &[List],
+        Seen::Network,
+    ));
+    cases.push(case(
+        Rule::new(Effect::Truncate { at_byte: 60_000 }),
+        &[List],
+        Seen::Network,
+    ));
     cases.push(case(
         Rule::new(Effect::Reset { at_byte: 0 }),
-        &[Whole],
+        &[List, Whole],
         Seen::Network,
     ));
     cases.push(case(
         Rule::new(Effect::Truncate { at_byte: 0 }),
-        &[Whole],
+        &[List, Whole],
         Seen::Network,
     ));
     cases.push(case(
@@ -275,8 +299,8 @@ fn odd() -> Vec<Case> {
             Rule::new(Effect::IgnoreRange),
             &[Whole, Parts, Unpinned, Sips],
         ),
-        right(Rule::new(Effect::Chunked), GETS),
-        right(Rule::new(Effect::NoContentLength), PINNED),
+        right(Rule::new(Effect::Chunked), BODIES),
+        right(Rule::new(Effect::NoContentLength), &[List, Whole, Parts]),
         // Behind a large body the surplus is seen when the connection would be reused, and closes it. Behind a small
         // one it comes with the head: our transport then trusts nothing of that answer, and asks again.
         right(Rule::new(Effect::Surplus { bytes: 10 }), &[Whole, Parts]),
@@ -410,7 +434,11 @@ async fn run(
             server.put("bucket", &format!("list/{at:04}"), b"");
         }
     }
-    let world = s3(server.clone(), transport, shipped).await;
+    let patience = match case.rule.effect {
+        Effect::Stall { .. } => STALL_PATIENCE,
+        _ => world::PATIENCE,
+    };
+    let world = s3_within(server.clone(), transport, patience, shipped).await;
     let id = ObjectId {
         etag: Some(etag.into()),
         size_bytes: Some(len),
@@ -520,4 +548,27 @@ async fn direct_through_the_sdk() {
 #[tokio::test]
 async fn direct_through_the_sdk_over_tls() {
     conditions_of_large_bodies(Wire::Tls, Transport::Direct).await;
+}
+
+/// Longer than any test takes: who waits for the end of this stall hangs.
+#[tokio::test]
+async fn a_listing_that_stops_half_way_is_a_stall() {
+    for transport in [Transport::Direct, Transport::Stock] {
+        let server = server(Wire::Plain);
+        server.put("bucket", "list/k", b"");
+        let patience = Duration::from_millis(100);
+        let world = s3_within(server.clone(), transport, patience, |client, _| client).await;
+        for at_byte in [0, 100] {
+            let stall = Rule::new(Effect::Stall {
+                at_byte,
+                ms: 600_000,
+            });
+            server.script("", vec![stall.operations(&[Operation::List]).times(1)]);
+            let answer = tokio::time::timeout(PATIENCE, world.list("list/", Depth::All)).await;
+            let error = answer.expect("no hang").unwrap_err();
+            assert!(matches!(error, Error::Stalled { .. }), "{error:?}");
+            assert_eq!(world.list("list/", Depth::All).await.unwrap(), ["list/k"]);
+            server.clear_script();
+        }
+    }
 }

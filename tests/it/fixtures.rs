@@ -1,4 +1,4 @@
-//! The fixtures against our code: checksums that were computed by other means than ours, and keys that need care.
+//! The fixtures against our code: checksums that others computed, and keys that need care.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +37,7 @@ fn input(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn checksums_are_those_of_a_bitwise_implementation_in_the_form_of_the_headers() {
+fn checksums_are_those_that_aws_computes_in_the_form_of_the_headers() {
     let cases: Vec<Golden> =
         serde_json::from_str(&source::read("fixtures/golden/checksums.json")).unwrap();
     assert_eq!(cases.len(), 4 * ChecksumAlgorithm::ALL.len());

@@ -168,6 +168,10 @@ pub(crate) fn server(wire: Wire) -> Arc<FakeS3> {
     Arc::new(FakeS3::builder().tls(wire == Wire::Tls).start().unwrap())
 }
 
+/// What a client waits for a server on loopback. It answers within a millisecond, unless two cores run twenty tests:
+/// then 400 ms have been too few.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(1_500);
+
 /// Settings for `server`, with time limits for a server on loopback, and what they need on disk.
 pub(crate) fn s3_config(
     server: &FakeS3,
@@ -184,9 +188,8 @@ pub(crate) fn s3_config(
         anonymous: true,
         ca_bundle: ca_file.as_ref().map(|file| file.path().to_path_buf()),
         transport,
-        // A fifth of what the stalls of the tests last.
-        first_byte_timeout: Duration::from_millis(400),
-        progress_timeout: Duration::from_millis(400),
+        first_byte_timeout: PATIENCE,
+        progress_timeout: PATIENCE,
         ..S3Config::default()
     };
     (config, ca_file)
@@ -198,7 +201,18 @@ pub(crate) async fn s3(
     transport: Transport,
     decorate: impl FnOnce(Arc<dyn ObjectClient>, Arc<Metrics>) -> Arc<dyn ObjectClient>,
 ) -> World {
-    let (config, ca_file) = s3_config(&server, transport);
+    s3_within(server, transport, PATIENCE, decorate).await
+}
+
+/// The same with another patience.
+pub(crate) async fn s3_within(
+    server: Arc<FakeS3>,
+    transport: Transport,
+    patience: Duration,
+    decorate: impl FnOnce(Arc<dyn ObjectClient>, Arc<Metrics>) -> Arc<dyn ObjectClient>,
+) -> World {
+    let (mut config, ca_file) = s3_config(&server, transport);
+    (config.first_byte_timeout, config.progress_timeout) = (patience, patience);
     let metrics = Arc::new(Metrics::default());
     let client = S3Client::connect(config, metrics.clone()).await.unwrap();
     assert_eq!(client.transport(), transport);

@@ -12,10 +12,13 @@ use super::{Demo, Run};
 use crate::cli::Context;
 use crate::error::{Error, Result};
 
+/// `LINK_BYTES_PER_SECOND` as people say it.
+const LINK: &str = "0.75 Gb/s";
+
 /// Prints the story, writes the picture and reports.
 pub(super) fn tell(demo: &Demo, context: &Context, file: &Run, pipe: &Run) -> Result<Report> {
-    let text = text(demo, file, pipe);
-    let svg = chart(demo, file, pipe).svg();
+    let text = text(file, pipe);
+    let svg = chart(file, pipe).svg();
     write(demo, "demo.svg", &svg)?;
     write(
         demo,
@@ -36,7 +39,8 @@ pub(super) fn tell(demo: &Demo, context: &Context, file: &Run, pipe: &Run) -> Re
             "first_byte_seconds": run.reading.first_byte().as_secs_f64(),
             "total_seconds": run.reading.total.as_secs_f64(),
             "waited_seconds": run.waited.as_secs_f64(),
-            "bytes": run.reading.bytes(),
+            "bytes": run.reading.bytes,
+            "samples": run.reading.samples,
             "sha256": run.reading.digest,
         });
         report.fields.insert(run.name.to_lowercase(), fields);
@@ -56,13 +60,13 @@ fn ratio(file: &Run, pipe: &Run) -> f64 {
     pipe.reading.total.as_secs_f64() / file.reading.total.as_secs_f64().max(1e-9)
 }
 
-fn text(demo: &Demo, file: &Run, pipe: &Run) -> String {
+fn text(file: &Run, pipe: &Run) -> String {
     let mut text = format!(
-        "One training job of {}, twice, from an S3 server on loopback with S3's latency and a link of 2.5 Gb/s.\n\
-         The trainer is a Python script that opens paths; it takes {} ms for each MiB.\n\n\
+        "One training job of {} ({} images in tar archives), twice, from an S3 server on loopback with S3's\n\
+         latency and a link of {LINK}. The trainers are ordinary Python scripts; they know nothing of Standpipe.\n\n\
          {:<34}{:>14}{:>14}{:>14}\n",
-        human(demo.size.0 as f64),
-        demo.step_ms,
+        human(pipe.reading.bytes as f64),
+        pipe.reading.samples,
         "",
         "first byte",
         "waited",
@@ -92,7 +96,7 @@ fn text(demo: &Demo, file: &Run, pipe: &Run) -> String {
     text
 }
 
-fn chart(demo: &Demo, file: &Run, pipe: &Run) -> Chart {
+fn chart(file: &Run, pipe: &Run) -> Chart {
     let line = |run: &Run, name: &str| Line {
         name: name.into(),
         points: std::iter::once((run.reading.first_byte().as_secs_f64(), 0.0))
@@ -120,9 +124,8 @@ fn chart(demo: &Demo, file: &Run, pipe: &Run) -> Chart {
             ratio(file, pipe) * 100.0
         ),
         subtitle: format!(
-            "{}, S3's latency, a link of 2.5 Gb/s, a trainer that takes {} ms per MiB",
-            human(demo.size.0 as f64),
-            demo.step_ms
+            "{} of images in tar archives, S3's latency, a link of {LINK}, an ordinary Python script as trainer",
+            human(pipe.reading.bytes as f64)
         ),
         x_label: "seconds since the job began".into(),
         y_label: "MiB that the trainer has received".into(),

@@ -28,12 +28,20 @@ pub enum FailureKind {
     Transient,
     /// The server has too much to do: come back later.
     Throttled,
+    /// The endpoint's name has no address, which waiting seldom changes.
+    UnknownHost,
 }
+
+/// Attempts for a name that does not exist. A few, because a record may just be on its way to all name servers; they
+/// take a fifth of a second on average. A name server that cannot answer now is another matter: see
+/// [`Error::UnknownHost`].
+const UNKNOWN_HOST_ATTEMPTS: u32 = 4;
 
 impl From<&Error> for FailureKind {
     fn from(error: &Error) -> Self {
         match error {
             Error::Throttled { .. } => Self::Throttled,
+            Error::UnknownHost { .. } => Self::UnknownHost,
             _ => Self::Transient,
         }
     }
@@ -43,7 +51,7 @@ impl Backoff {
     /// The wait after failure number `attempt` in a row (from 1; 0 counts as 1). `random` is uniform in 0 to 1.
     pub fn delay(&self, attempt: u32, kind: FailureKind, random: f64) -> Duration {
         let base = match kind {
-            FailureKind::Transient => self.base,
+            FailureKind::Transient | FailureKind::UnknownHost => self.base,
             FailureKind::Throttled => self.throttle_base,
         };
         // 2^31 times a millisecond is far beyond any cap; the bound keeps the shift defined.
@@ -95,8 +103,12 @@ impl Patience {
         self.failures += 1;
         let elapsed = now.duration_since(self.since);
         let delay = self.backoff.delay(self.failures, kind, random);
+        let max_attempts = match kind {
+            FailureKind::UnknownHost => self.max_attempts.min(UNKNOWN_HOST_ATTEMPTS),
+            _ => self.max_attempts,
+        };
         // A wait that ends behind the deadline would be in vain.
-        if self.failures >= self.max_attempts || elapsed + delay >= self.deadline {
+        if self.failures >= max_attempts || elapsed + delay >= self.deadline {
             return self.give_up(now);
         }
         Next::Wait(delay)
@@ -142,6 +154,19 @@ mod tests {
             }
             patience.progressed(now);
         }
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_is_looked_up_a_few_times() {
+        let now = Instant::now();
+        let mut patience = Patience::new(&RetryConfig::default(), now);
+        let mut fail = || patience.failed(FailureKind::UnknownHost, now, 1.0);
+        let waits: Vec<_> = std::iter::from_fn(|| match fail() {
+            Next::Wait(delay) => Some(delay),
+            Next::GiveUp { .. } => None,
+        })
+        .collect();
+        assert_eq!(waits, [50, 100, 200].map(Duration::from_millis));
     }
 
     proptest! {

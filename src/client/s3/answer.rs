@@ -45,6 +45,15 @@ impl Head {
             request_id: get("x-amz-request-id").map(str::to_owned),
         }
     }
+
+    /// For errors.
+    fn answer(&self) -> Answer {
+        Answer {
+            status: self.status,
+            request_id: self.request_id.clone(),
+            ..Answer::default()
+        }
+    }
 }
 
 fn is_xml(content_type: &str) -> bool {
@@ -105,7 +114,7 @@ pub(super) fn judge(id: &ObjectId, wanted: ByteRange, head: &Head) -> Verdict {
     if looks_like_an_error(id, head) {
         return Verdict::ErrorDocument;
     }
-    if let Err(error) = same_version(id, head.etag.as_deref(), wanted.start) {
+    if let Err(error) = same_version(id, head, wanted.start) {
         return Verdict::Fail(error);
     }
     let plan = match head.status {
@@ -136,8 +145,8 @@ pub(super) fn same_etag(a: &str, b: &str) -> bool {
     a == b || bare(a) == bare(b)
 }
 
-fn same_version(id: &ObjectId, found: Option<&str>, offset: u64) -> Result<(), Error> {
-    let (Some(expected), Some(found)) = (id.etag.as_deref(), found) else {
+fn same_version(id: &ObjectId, head: &Head, offset: u64) -> Result<(), Error> {
+    let (Some(expected), Some(found)) = (id.etag.as_deref(), head.etag.as_deref()) else {
         return match id.etag {
             Some(_) => Err(protocol(
                 id,
@@ -150,14 +159,22 @@ fn same_version(id: &ObjectId, found: Option<&str>, offset: u64) -> Result<(), E
     if same_etag(expected, found) {
         return Ok(());
     }
-    Err(changed(id, expected, found))
+    Err(changed(id, offset, expected, found, head.answer()))
 }
 
-pub(super) fn changed(id: &ObjectId, expected: &str, found: &str) -> Error {
+pub(super) fn changed(
+    id: &ObjectId,
+    offset: u64,
+    expected: &str,
+    found: &str,
+    answer: Answer,
+) -> Error {
     Error::Changed {
         uri: id.uri.to_string(),
+        offset,
         expected: expected.into(),
         found: found.into(),
+        answer: Box::new(answer),
     }
 }
 
@@ -212,7 +229,7 @@ fn partial(id: &ObjectId, wanted: ByteRange, head: &Head) -> Result<Plan, Error>
     {
         return Err(wrong("Content-Length differs"));
     }
-    same_size(id, total, wanted.start)?;
+    same_size(id, total, wanted.start, head)?;
     let size_bytes = total
         .or(id.size_bytes)
         .ok_or_else(|| wrong("the object's size is not told"))?;
@@ -230,7 +247,7 @@ fn partial(id: &ObjectId, wanted: ByteRange, head: &Head) -> Result<Plan, Error>
 
 fn whole(id: &ObjectId, wanted: ByteRange, head: &Head) -> Result<Plan, Error> {
     let total = head.content_length;
-    same_size(id, total, wanted.start)?;
+    same_size(id, total, wanted.start, head)?;
     let total = total.or(id.size_bytes);
     if total.is_some_and(|total| wanted.start > total) {
         return Err(beyond(id, wanted.start, head));
@@ -250,16 +267,12 @@ fn beyond(id: &ObjectId, offset: u64, head: &Head) -> Error {
     Error::RangeNotSatisfiable {
         uri: id.uri.to_string(),
         offset,
-        answer: Answer {
-            status: head.status,
-            request_id: head.request_id.clone(),
-            ..Answer::default()
-        },
+        answer: head.answer(),
     }
 }
 
 /// Under one ETag a length cannot change, so another length is a lie; without one it is another version.
-fn same_size(id: &ObjectId, found: Option<u64>, offset: u64) -> Result<(), Error> {
+fn same_size(id: &ObjectId, found: Option<u64>, offset: u64, head: &Head) -> Result<(), Error> {
     match (id.size_bytes, found) {
         (Some(expected), Some(found)) if expected != found => Err(match &id.etag {
             Some(_) => protocol(
@@ -267,7 +280,13 @@ fn same_size(id: &ObjectId, found: Option<u64>, offset: u64) -> Result<(), Error
                 offset,
                 format!("{found} bytes in all, but the object has {expected}"),
             ),
-            None => changed(id, &format!("{expected} bytes"), &format!("{found} bytes")),
+            None => changed(
+                id,
+                offset,
+                &format!("{expected} bytes"),
+                &format!("{found} bytes"),
+                head.answer(),
+            ),
         }),
         _ => Ok(()),
     }
@@ -381,9 +400,27 @@ mod tests {
 
     #[test]
     fn another_version_is_a_change() {
-        let other = head(206, &[("content-range", "bytes 0-9/10"), ("etag", "\"f\"")]);
-        let verdict = judge(&id(Some("\"e\""), Some(10)), ByteRange::new(0, 10), &other);
-        assert!(matches!(error(verdict), Error::Changed { found, .. } if found == "\"f\""));
+        let told = [
+            ("content-range", "bytes 4-9/10"),
+            ("etag", "\"f\""),
+            ("x-amz-request-id", "R1"),
+        ];
+        let verdict = judge(
+            &id(Some("\"e\""), Some(10)),
+            ByteRange::new(4, 10),
+            &head(206, &told),
+        );
+        let Error::Changed {
+            offset,
+            found,
+            answer,
+            ..
+        } = error(verdict)
+        else {
+            panic!("not a change");
+        };
+        assert_eq!((offset, found.as_str(), answer.status), (4, "\"f\"", 206));
+        assert_eq!(answer.request_id.as_deref(), Some("R1"));
         let longer = head(200, &[("content-length", "11"), ("etag", "\"f\"")]);
         let verdict = judge(&id(None, Some(10)), ByteRange::new(0, 10), &longer);
         assert!(matches!(error(verdict), Error::Changed { found, .. } if found == "11 bytes"));

@@ -5,7 +5,7 @@
 //! the region per operation makes the SDK build its plugins anew each time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
 use tokio::sync::OnceCell;
 
@@ -16,11 +16,19 @@ use super::target::{Rules, Target};
 pub(super) struct Bucket {
     name: Arc<str>,
     pub(super) region: Arc<str>,
-    pub(super) client: aws_sdk_s3::Client,
+    client: Arc<OnUse>,
     target: OnceCell<Option<Target>>,
 }
 
+/// The SDK's client of a region, made when it is first used: most requests are signed by hand.
+type OnUse = LazyLock<aws_sdk_s3::Client, Box<dyn FnOnce() -> aws_sdk_s3::Client + Send + Sync>>;
+
 impl Bucket {
+    /// For what is not signed by hand.
+    pub(super) fn client(&self) -> &aws_sdk_s3::Client {
+        &self.client
+    }
+
     /// Where its plain GETs go, if they can be signed by hand.
     pub(super) async fn target(&self, rules: &Rules) -> Option<&Target> {
         self.target
@@ -41,7 +49,7 @@ pub(super) struct Buckets {
 #[derive(Debug, Default)]
 struct Known {
     buckets: HashMap<Arc<str>, Arc<Bucket>>,
-    clients: HashMap<Arc<str>, aws_sdk_s3::Client>,
+    clients: HashMap<Arc<str>, Arc<OnUse>>,
 }
 
 impl Buckets {
@@ -96,9 +104,12 @@ impl Buckets {
         bucket
     }
 
-    fn client_in(&self, region: &str) -> aws_sdk_s3::Client {
+    fn client_in(&self, region: &str) -> Arc<OnUse> {
         let region = aws_sdk_s3::config::Region::new(region.to_owned());
-        aws_sdk_s3::Client::from_conf(self.sdk.clone().region(region).build())
+        let sdk = self.sdk.clone();
+        Arc::new(LazyLock::new(Box::new(move || {
+            aws_sdk_s3::Client::from_conf(sdk.region(region).build())
+        })))
     }
 }
 

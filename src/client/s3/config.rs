@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use md5::{Digest, Md5};
 
 use crate::checksum::ChecksumPolicy;
 use crate::error::{Error, Result};
@@ -85,8 +86,15 @@ pub struct SseCustomerKey {
 }
 
 impl SseCustomerKey {
-    /// From the key's base64 form and the base64 MD5 of the key, which S3 wants beside it.
-    pub fn from_base64(key: &str, md5: &str) -> Result<Self> {
+    /// From the key itself.
+    pub fn new(key: [u8; 32]) -> Self {
+        // S3 wants it beside the key, to tell one that was garbled on its way.
+        let md5 = BASE64.encode(Md5::digest(key));
+        Self { key, md5 }
+    }
+
+    /// From the key's base64 form.
+    pub fn from_base64(key: &str) -> Result<Self> {
         let bytes = BASE64.decode(key.trim()).unwrap_or_default();
         let key = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| {
             Error::config(
@@ -94,19 +102,7 @@ impl SseCustomerKey {
                 "not the base64 form of 32 bytes, an AES-256 key",
             )
         })?;
-        let is_md5 = BASE64
-            .decode(md5.trim())
-            .is_ok_and(|bytes| bytes.len() == 16);
-        if !is_md5 {
-            return Err(Error::config(
-                "sse-c-key-md5",
-                "not the base64 form of an MD5: use `base64 -d key | openssl md5 -binary | base64`",
-            ));
-        }
-        Ok(Self {
-            key,
-            md5: md5.trim().into(),
-        })
+        Ok(Self::new(key))
     }
 
     pub(super) fn key_base64(&self) -> String {
@@ -191,6 +187,20 @@ pub(super) fn check_url(key: &str, url: &str) -> Result<http::Uri> {
     }
 }
 
+/// A customer's key goes to this machine or through TLS: S3 refuses it over plain HTTP, and takes it for disclosed.
+pub(super) fn check_secrecy(config: &S3Config, endpoint: Option<&http::Uri>) -> Result<()> {
+    let is_open = endpoint.is_some_and(|uri| {
+        uri.scheme_str() == Some("http") && !uri.host().is_some_and(is_loopback)
+    });
+    match &config.sse_c {
+        Some(_) if is_open => Err(Error::config(
+            "sse-c-key",
+            "the endpoint speaks plain HTTP, which would show the key to everybody on the way: use an https:// endpoint",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether buckets go into the path below this endpoint: everywhere but at AWS, as with the AWS CLI. Few other stores
 /// have a DNS name for each bucket.
 pub(super) fn needs_path_style(host: &str) -> bool {
@@ -261,11 +271,32 @@ mod tests {
 
     #[test]
     fn a_key_shows_nothing_and_must_be_one() {
-        let key =
-            SseCustomerKey::from_base64(&BASE64.encode([7; 32]), &BASE64.encode([1; 16])).unwrap();
+        let key = SseCustomerKey::from_base64(&BASE64.encode([7; 32])).unwrap();
         assert_eq!(format!("{key:?}"), "SseCustomerKey(..)");
-        assert!(SseCustomerKey::from_base64("AAAA", &BASE64.encode([1; 16])).is_err());
-        assert!(SseCustomerKey::from_base64(&BASE64.encode([7; 32]), "AAAA").is_err());
+        // `head -c 32 /dev/zero | openssl md5 -binary | base64`
+        assert_eq!(
+            SseCustomerKey::new([0; 32]).md5_base64(),
+            "cLyPS3KoaSFGi/joRB3OUQ=="
+        );
+        for bad in ["", "AAAA", "not base64", &BASE64.encode([7; 33])] {
+            assert!(SseCustomerKey::from_base64(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_not_sent_in_the_open() {
+        let config = S3Config {
+            sse_c: Some(SseCustomerKey::new([7; 32])),
+            ..S3Config::default()
+        };
+        let check = |url: &str| check_secrecy(&config, Some(&url.parse().unwrap()));
+        assert!(check("http://minio.example:9000").is_err());
+        assert!(check("https://minio.example:9000").is_ok());
+        assert!(check("http://127.0.0.1:9000").is_ok());
+        assert!(check_secrecy(&config, None).is_ok(), "AWS itself");
+        let without = S3Config::default();
+        let open = "http://minio.example".parse().unwrap();
+        assert!(check_secrecy(&without, Some(&open)).is_ok());
     }
 
     #[test]

@@ -7,10 +7,15 @@ use std::time::Duration;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::operation::create_session::CreateSessionError;
 
 use super::config::S3Config;
+use crate::client::wire::is_unknown_host;
 use crate::error::{Answer, Error};
 use crate::object::ObjectUri;
+
+/// How hyper puts HTTP 407 in answer to `CONNECT`.
+const PROXY_WANTS_PASSWORD: &str = "proxy authorization required";
 
 /// A request that failed, and what could make the next attempt succeed.
 #[derive(Debug)]
@@ -138,8 +143,10 @@ pub(super) fn classify(subject: Subject<'_>, answer: Answer) -> Error {
         }
         (412, _) if subject.etag.is_some() => Error::Changed {
             uri,
+            offset,
             expected: subject.etag.unwrap_or_default().into(),
-            found: "another version (HTTP 412)".into(),
+            found: "another version".into(),
+            answer: Box::new(answer),
         },
         (416, _) => Error::RangeNotSatisfiable {
             uri,
@@ -150,8 +157,11 @@ pub(super) fn classify(subject: Subject<'_>, answer: Answer) -> Error {
     }
 }
 
+/// A 503 without a code is the answer to a HEAD, which has no body to say it in: it is S3's `SlowDown` far more often
+/// than anything else, and slowing down is right for the rest too.
 fn is_throttle(status: u16, code: &str) -> bool {
     status == 429
+        || (status == 503 && code.is_empty())
         || matches!(
             code,
             "SlowDown"
@@ -200,6 +210,9 @@ fn unescape(text: &str) -> String {
 }
 
 /// An SDK error, whichever operation it comes from.
+///
+/// A request to a directory bucket may have to open a session first. What happened to that is as good a reason to ask
+/// again, or not to, as if it had happened to the request itself; the SDK hides it in a cause.
 pub(super) fn of_sdk<E>(
     subject: Subject<'_>,
     config: &S3Config,
@@ -209,7 +222,22 @@ pub(super) fn of_sdk<E>(
 where
     E: StdError + Send + Sync + 'static,
 {
-    if let SdkError::ServiceError(service) = &error {
+    match find::<SdkError<CreateSessionError, HttpResponse>>(&error) {
+        Some(session) => of_operation(subject, config, endpoint, session),
+        None => of_operation(subject, config, endpoint, &error),
+    }
+}
+
+fn of_operation<E>(
+    subject: Subject<'_>,
+    config: &S3Config,
+    endpoint: &str,
+    error: &SdkError<E, HttpResponse>,
+) -> Failure
+where
+    E: StdError + Send + Sync + 'static,
+{
+    if let SdkError::ServiceError(service) = error {
         let raw = service.raw();
         let body = raw.body().bytes().unwrap_or_default();
         return refused(
@@ -219,47 +247,73 @@ where
             body,
         );
     }
+    if let SdkError::ResponseError(answer) = error
+        && let raw = answer.raw()
+        && let Some(body) = raw.body().bytes()
+        && is_error_document(body)
+    {
+        let get = |name: &str| raw.headers().get(name);
+        return refused(subject, raw.status().as_u16(), get, body);
+    }
     let uri = subject.uri.to_string();
     let offset = subject.offset;
-    if let Some(credentials) = find::<CredentialsError>(&error) {
+    if let Some(credentials) = find::<CredentialsError>(error) {
         return Error::Credentials {
             reason: with_causes(credentials),
         }
         .into();
     }
-    if let Some(tls) = find::<rustls::Error>(&error) {
+    if let Some(tls) = find::<rustls::Error>(error) {
         return tls_failed(endpoint, tls).into();
     }
+    if let Some(lookup) = find::<LookupFailed>(error) {
+        return lookup.to_error(subject).into();
+    }
     let timeout = matches!(error, SdkError::TimeoutError(_));
-    match &error {
+    match error {
+        SdkError::ResponseError(_) if is_broken_off(error) => Error::Network {
+            uri,
+            offset,
+            source: root_cause(error),
+        },
         SdkError::ResponseError(_) => Error::Protocol {
             uri,
             offset,
-            reason: with_causes(&error),
+            reason: with_causes(error),
         },
         SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() || timeout => {
-            stalled(subject, config, &error)
+            stalled(subject, config, error)
         }
-        SdkError::DispatchFailure(dispatch) if dispatch.is_io() || is_transient(&error) => {
+        // Asking again does not make a password right. (Other refusals of a tunnel may pass: hyper hides their status.)
+        SdkError::DispatchFailure(_) if with_causes(error).contains(PROXY_WANTS_PASSWORD) => {
+            Error::Refused {
+                uri,
+                answer: Answer {
+                    message: Some(PROXY_WANTS_PASSWORD.into()),
+                    ..Answer::default()
+                },
+            }
+        }
+        SdkError::DispatchFailure(dispatch) if dispatch.is_io() || is_transient(error) => {
             Error::Network {
                 uri,
                 offset,
-                source: root_cause(&error),
+                source: root_cause(error),
             }
         }
         // Sent, and answered with something that hyper could not read.
-        SdkError::DispatchFailure(_) if with_causes(&error).contains("(SendRequest)") => {
+        SdkError::DispatchFailure(_) if with_causes(error).contains("(SendRequest)") => {
             Error::Protocol {
                 uri,
                 offset,
-                reason: with_causes(&error),
+                reason: with_causes(error),
             }
         }
-        _ if timeout => stalled(subject, config, &error),
+        _ if timeout => stalled(subject, config, error),
         _ => Error::Refused {
             uri,
             answer: Answer {
-                message: Some(with_causes(&error)),
+                message: Some(with_causes(error)),
                 ..Answer::default()
             },
         },
@@ -267,10 +321,42 @@ where
     .into()
 }
 
+/// The stock transport could not find an address.
+#[derive(Debug, thiserror::Error)]
+#[error("looking up {host}: {said}")]
+pub(super) struct LookupFailed {
+    pub(super) host: String,
+    pub(super) said: String,
+}
+
+impl LookupFailed {
+    fn to_error(&self, subject: Subject<'_>) -> Error {
+        let uri = subject.uri.to_string();
+        let source = Arc::new(std::io::Error::other(self.to_string()));
+        match is_unknown_host(&self.said) {
+            true => Error::UnknownHost {
+                uri,
+                host: self.host.clone(),
+                source,
+            },
+            false => Error::Network {
+                uri,
+                offset: subject.offset,
+                source,
+            },
+        }
+    }
+}
+
 /// A connection that was closed before an answer came is a transport's failure, whatever hyper calls it.
 fn is_transient(error: &(dyn StdError + 'static)) -> bool {
     find::<std::io::Error>(error).is_some()
         || with_causes(error).contains("connection closed before message completed")
+}
+
+/// A body that the SDK collects (a listing's) and that ended early.
+fn is_broken_off(error: &(dyn StdError + 'static)) -> bool {
+    is_transient(error) || with_causes(error).contains("end of file before message length reached")
 }
 
 fn stalled(subject: Subject<'_>, config: &S3Config, error: &(dyn StdError + 'static)) -> Error {
@@ -301,6 +387,35 @@ pub(super) fn no_progress(subject: Subject<'_>, idle: Duration) -> Error {
         offset: subject.offset,
         idle,
     }
+}
+
+/// Names the proxy in an error that may be its doing: whatever does not bear the request id that S3 gives its answers.
+pub(super) fn through_proxy(proxy: &str, mut error: Error) -> Error {
+    let note = format!("through the proxy {proxy}");
+    match &mut error {
+        Error::Network { source, .. } => {
+            let kind = source.downcast_ref::<std::io::Error>();
+            let kind = kind.map_or(std::io::ErrorKind::Other, std::io::Error::kind);
+            *source = Arc::new(std::io::Error::new(kind, format!("{source} ({note})")));
+        }
+        Error::Protocol { reason, .. } | Error::Tls { reason, .. } => {
+            *reason = format!("{reason} ({note})");
+        }
+        Error::NotFound { answer, .. }
+        | Error::PermissionDenied { answer, .. }
+        | Error::Throttled { answer, .. }
+        | Error::Server { answer, .. }
+        | Error::Refused { answer, .. }
+            if answer.request_id.is_none() =>
+        {
+            answer.message = Some(match answer.message.take() {
+                Some(message) => format!("{message} ({note})"),
+                None => format!("not S3's answer, it came {note}"),
+            });
+        }
+        _ => {}
+    }
+    error
 }
 
 /// Which certificate failed and why.
@@ -386,7 +501,7 @@ mod tests {
     #[test]
     fn the_table() {
         type Case = (u16, &'static str, fn(&Error) -> bool);
-        let cases: [Case; 22] = [
+        let cases: [Case; 23] = [
             (404, "NoSuchKey", |e| matches!(e, Error::NotFound { .. })),
             (404, "", |e| matches!(e, Error::NotFound { .. })),
             (404, "NoSuchBucket", |e| matches!(e, Error::NotFound { .. })),
@@ -400,14 +515,17 @@ mod tests {
             (400, "ExpiredToken", |e| {
                 matches!(e, Error::PermissionDenied { .. })
             }),
-            (412, "PreconditionFailed", |e| {
-                matches!(e, Error::Changed { .. })
-            }),
+            (
+                412,
+                "PreconditionFailed",
+                |e| matches!(e, Error::Changed { offset: 7, answer, .. } if answer.request_id.as_deref() == Some("R1")),
+            ),
             (416, "InvalidRange", |e| {
                 matches!(e, Error::RangeNotSatisfiable { offset: 7, .. })
             }),
             (503, "SlowDown", |e| matches!(e, Error::Throttled { .. })),
             (429, "", |e| matches!(e, Error::Throttled { .. })),
+            (503, "", |e| matches!(e, Error::Throttled { .. })),
             (400, "ThrottlingException", |e| {
                 matches!(e, Error::Throttled { .. })
             }),
@@ -483,6 +601,37 @@ mod tests {
         ));
         assert!(!is_error_document(b"plain text"));
         assert!(!is_error_document(b""));
+    }
+
+    #[test]
+    fn a_proxy_is_named_where_it_may_be_to_blame() {
+        let named = |error| through_proxy("http://p:1 of HTTPS_PROXY", error);
+        let network = Error::Network {
+            uri: "u".into(),
+            offset: 1,
+            source: Arc::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
+        };
+        let Error::Network { source, offset, .. } = named(network) else {
+            panic!("another error");
+        };
+        let io = source.downcast_ref::<std::io::Error>().unwrap();
+        assert_eq!(
+            (io.kind(), offset),
+            (std::io::ErrorKind::ConnectionRefused, 1)
+        );
+        assert!(
+            io.to_string()
+                .ends_with("(through the proxy http://p:1 of HTTPS_PROXY)")
+        );
+        let of_s3 = error(403, "AccessDenied");
+        assert_eq!(named(of_s3.clone()).to_string(), of_s3.to_string());
+        let uri = uri();
+        let of_proxy = refused(Subject::of(&uri), 502, |_| None, b"<html>");
+        let text = named(*of_proxy.error).to_string();
+        assert!(
+            text.contains("HTTP 502") && text.contains("http://p:1"),
+            "{text}"
+        );
     }
 
     #[test]

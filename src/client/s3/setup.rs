@@ -21,6 +21,7 @@ use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -31,12 +32,13 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::checksum_mode::ChecksumMode;
-use super::config::{S3Config, Transport, check_url, is_loopback, needs_path_style};
+use super::config::{S3Config, Transport, check_secrecy, check_url, is_loopback, needs_path_style};
 use super::credentials::CredentialCache;
+use super::refusal;
 use super::target::Rules;
 use crate::checksum::ChecksumPolicy;
 use crate::client::wire::{
-    Endpoint, Wire, WireConfig, WireHttpClient, is_proxied, tls_config_with,
+    Endpoint, LazyTls, Wire, WireConfig, WireHttpClient, proxy_of, tls_config_with,
 };
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -59,24 +61,37 @@ pub(super) struct Setup {
     pub(super) credentials: Option<Arc<CredentialCache>>,
     /// The stock transport when a proxy stands before the endpoint.
     pub(super) transport: Transport,
+    /// The proxy that stands before the endpoint, for errors' texts.
+    pub(super) proxy: Option<String>,
     pub(super) wire: Wire,
 }
 
 /// Reads the environment and the profile. Nothing is sent.
 pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Setup> {
     config.validate()?;
-    let bundle = ca_bundle(config)?;
-    let http = http_client(bundle.as_ref());
-    let wire = wire(config, bundle, metrics)?;
+    let trust = Trust::of(config);
+    if config.ca_bundle.is_some() {
+        // What was typed is checked whether it is needed or not.
+        trust.bundle()?;
+    }
+    let http = http_client(&trust);
+    let of_wire = trust.clone();
+    let tls = LazyTls::new(move || match of_wire.bundle()? {
+        Some(bundle) => tls_config_with(bundle.roots.clone()),
+        None => tls_config_with(system_roots()),
+    });
+    let wire = wire(config, tls.clone(), metrics);
     let sdk_config = load(config, http.clone()).await;
     let endpoint_url = endpoint_url(config, &sdk_config);
-    let host = match &endpoint_url {
-        Some(url) => check_url("endpoint-url", url)?.host().map(str::to_owned),
-        None => None,
-    };
+    let endpoint = endpoint_url
+        .as_deref()
+        .map(|url| check_url("endpoint-url", url))
+        .transpose()?;
+    check_secrecy(config, endpoint.as_ref())?;
+    let host = endpoint.as_ref().and_then(|uri| uri.host());
     let path_style = config
         .force_path_style
-        .unwrap_or_else(|| host.as_deref().is_some_and(needs_path_style));
+        .unwrap_or_else(|| host.is_some_and(needs_path_style));
     let credentials = sdk_config
         .credentials_provider()
         .filter(|_| !config.anonymous)
@@ -85,7 +100,16 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         .region()
         .map_or(FALLBACK_REGION, Region::as_ref)
         .to_owned();
-    let transport = transport(config, endpoint_url.as_deref(), &region);
+    let proxy = proxy(endpoint_url.as_deref(), &region);
+    let transport = transport(config, proxy.as_deref());
+    let is_plain = |url: &str| url.starts_with("http:");
+    if !endpoint_url.as_deref().is_some_and(is_plain) {
+        match transport {
+            // They are there when the first connection is.
+            Transport::Direct => tls.prepare(),
+            Transport::Stock => drop(trust.bundle()?),
+        }
+    }
     let http = match transport {
         Transport::Direct => SharedHttpClient::new(WireHttpClient::new(wire.clone(), http)),
         Transport::Stock => http,
@@ -104,6 +128,7 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
     }
     Ok(Setup {
         transport,
+        proxy,
         sdk,
         region,
         rules: Rules::new(
@@ -119,20 +144,16 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
 }
 
 /// Our own transport, trusting what the stock one trusts.
-fn wire(config: &S3Config, bundle: Option<Bundle>, metrics: &Arc<Metrics>) -> Result<Wire> {
-    let roots = match bundle {
-        Some(bundle) => bundle.roots,
-        None => system_roots(),
-    };
-    Ok(Wire::new(WireConfig {
+fn wire(config: &S3Config, tls: LazyTls, metrics: &Arc<Metrics>) -> Wire {
+    Wire::new(WireConfig {
         connect_timeout: config.connect_timeout,
         progress_timeout: config.progress_timeout,
         first_byte_timeout: config.first_byte_timeout,
         idle_timeout: IDLE_TIMEOUT,
-        tls: Some(tls_config_with(roots)?),
+        tls: Some(tls),
         metrics: metrics.clone(),
         ..WireConfig::default()
-    }))
+    })
 }
 
 async fn load(config: &S3Config, http: SharedHttpClient) -> SdkConfig {
@@ -227,22 +248,50 @@ struct Bundle {
     roots: RootCertStore,
 }
 
-/// Reads the bundle of the flag or of `AWS_CA_BUNDLE`, and makes sure that it holds certificates.
-fn ca_bundle(config: &S3Config) -> Result<Option<Bundle>> {
-    let from_env = || {
-        std::env::var_os("AWS_CA_BUNDLE")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    };
-    let Some(path) = config.ca_bundle.clone().or_else(from_env) else {
-        return Ok(None);
-    };
-    let pem = std::fs::read(&path).map_err(|error| Error::io(&path, error))?;
+/// Whom to trust: the bundle of the flag or of `AWS_CA_BUNDLE`, or else the system's certificates. Read when the first
+/// connection needs it: parsing a hundred and forty certificates takes a millisecond, and plain HTTP needs none.
+#[derive(Clone)]
+struct Trust(OnUse<Result<Option<Bundle>>>);
+
+impl Trust {
+    fn of(config: &S3Config) -> Self {
+        let from_env = || {
+            std::env::var_os("AWS_CA_BUNDLE")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        };
+        let path = config.ca_bundle.clone().or_else(from_env);
+        Self(OnUse::of(move || path.map(ca_bundle).transpose()))
+    }
+
+    fn bundle(&self) -> Result<Option<&Bundle>> {
+        match self.0.get() {
+            Ok(bundle) => Ok(bundle.as_ref()),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    fn of_stock(&self) -> Result<TlsContext> {
+        let store = match self.bundle()? {
+            Some(bundle) => TrustStore::empty().with_pem_certificate(bundle.pem.as_slice()),
+            // The SDK's connector asserts that there are some.
+            None => TrustStore::empty().with_native_roots(!system_roots().is_empty()),
+        };
+        let tls = TlsContext::builder().with_trust_store(store).build();
+        Ok(tls.unwrap_or_default())
+    }
+}
+
+/// Reads a bundle, and makes sure that it holds certificates.
+fn ca_bundle(path: PathBuf) -> Result<Bundle> {
+    // A setting that names nothing is an unusable setting, whatever the file system calls it.
+    let pem = std::fs::read(&path)
+        .map_err(|error| Error::config("ca-bundle", format!("{}: {error}", path.display())))?;
     let mut roots = RootCertStore::empty();
     let usable = CertificateDer::pem_slice_iter(&pem)
         .all(|certificate| certificate.is_ok_and(|certificate| roots.add(certificate).is_ok()));
     if usable && !roots.is_empty() {
-        return Ok(Some(Bundle { pem, roots }));
+        return Ok(Bundle { pem, roots });
     }
     Err(Error::config(
         "ca-bundle",
@@ -262,21 +311,19 @@ fn system_roots() -> RootCertStore {
 }
 
 /// The stock client: rustls with ring; certificates from the bundle or else the system; proxies of the environment.
-fn http_client(bundle: Option<&Bundle>) -> SharedHttpClient {
-    let trust = match bundle {
-        Some(bundle) => TrustStore::empty().with_pem_certificate(bundle.pem.as_slice()),
-        // The SDK's connector asserts that there are some.
-        None => TrustStore::empty().with_native_roots(!system_roots().is_empty()),
-    };
-    let tls = TlsContext::builder().with_trust_store(trust).build();
-    let tls = tls.unwrap_or_default();
+fn http_client(trust: &Trust) -> SharedHttpClient {
+    let (direct, proxied) = (trust.clone(), trust.clone());
     SharedHttpClient::new(ByHost {
-        direct: stock(tls.clone(), None),
-        proxied: stock(tls, Some(ProxyConfig::from_env())),
+        direct: OnUse::of(move || stock(direct, None)),
+        proxied: OnUse::of(move || stock(proxied, Some(ProxyConfig::from_env()))),
     })
 }
 
-fn stock(tls: TlsContext, proxy: Option<ProxyConfig>) -> SharedHttpClient {
+fn stock(trust: Trust, proxy: Option<ProxyConfig>) -> SharedHttpClient {
+    let tls = match trust.of_stock() {
+        Ok(tls) => tls,
+        Err(error) => return SharedHttpClient::new(Untrusting(error)),
+    };
     let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
     Builder::new().build_with_connector_fn(move |settings, components| {
         let mut builder = Connector::builder().pool_idle_timeout(IDLE_TIMEOUT);
@@ -290,21 +337,51 @@ fn stock(tls: TlsContext, proxy: Option<ProxyConfig>) -> SharedHttpClient {
     })
 }
 
-/// Our own transport speaks to the endpoint itself; behind a proxy only the stock one can.
-fn transport(config: &S3Config, endpoint_url: Option<&str>, region: &str) -> Transport {
+/// A client whose bundle cannot be read: it says so, and does not trust the system's certificates instead.
+#[derive(Debug, Clone)]
+struct Untrusting(Error);
+
+impl HttpClient for Untrusting {
+    fn http_connector(
+        &self,
+        _: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
+
+impl HttpConnector for Untrusting {
+    fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
+        HttpConnectorFuture::ready(Err(ConnectorError::user(self.0.clone().into())))
+    }
+}
+
+/// The proxy that requests to the endpoint go through.
+fn proxy(endpoint_url: Option<&str>, region: &str) -> Option<String> {
     let url = match endpoint_url {
         Some(url) => url.to_owned(),
         None => format!("https://s3.{region}.amazonaws.com"),
     };
-    let endpoint = url.parse().ok().and_then(|uri| Endpoint::of(&uri).ok());
-    let needs_proxy = endpoint.is_some_and(|endpoint| {
-        !is_loopback(&endpoint.host) && is_proxied(&endpoint, |name| std::env::var(name).ok())
-    });
-    if needs_proxy && config.transport == Transport::Direct {
-        tracing::info!(endpoint = %url, "a proxy is set for this endpoint: using the stock transport");
-        return Transport::Stock;
+    let endpoint = Endpoint::of(&url.parse().ok()?).ok()?;
+    match is_loopback(&endpoint.host) {
+        true => None,
+        false => proxy_of(&endpoint, |name| std::env::var(name).ok()),
     }
-    config.transport
+}
+
+/// Our own transport speaks to the endpoint itself; behind a proxy only the stock one can.
+fn transport(config: &S3Config, proxy: Option<&str>) -> Transport {
+    match proxy {
+        Some(proxy) if config.transport == Transport::Direct => {
+            tracing::info!(
+                proxy,
+                "a proxy is set for the endpoint: using the stock transport"
+            );
+            Transport::Stock
+        }
+        _ => config.transport,
+    }
 }
 
 /// Requests to this machine and to the metadata service never go through a proxy, as in Go and botocore.
@@ -314,28 +391,73 @@ struct ByHost<C> {
     proxied: C,
 }
 
-impl HttpClient for ByHost<SharedHttpClient> {
+impl HttpClient for ByHost<OnUse<SharedHttpClient>> {
     fn http_connector(
         &self,
         settings: &HttpConnectorSettings,
         components: &RuntimeComponents,
     ) -> SharedHttpConnector {
+        let connector = |client: &OnUse<SharedHttpClient>| {
+            let (client, settings, components) =
+                (client.clone(), settings.clone(), components.clone());
+            OnUse::of(move || client.get().http_connector(&settings, &components))
+        };
         SharedHttpConnector::new(ByHost {
-            direct: self.direct.http_connector(settings, components),
-            proxied: self.proxied.http_connector(settings, components),
+            direct: connector(&self.direct),
+            proxied: connector(&self.proxied),
         })
     }
 }
 
-impl HttpConnector for ByHost<SharedHttpConnector> {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let uri = request.uri().parse::<http::Uri>().ok();
-        let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
-        match is_loopback(host) || is_metadata_service(host) {
-            true => self.direct.call(request),
-            false => self.proxied.call(request),
-        }
+/// What is made when it is first used. The stock client and its connectors take milliseconds, most of them for the
+/// system's certificates, and a job whose requests all go over our own transport needs none of it.
+struct OnUse<T>(Arc<LazyLock<T, Box<dyn FnOnce() -> T + Send>>>);
+
+impl<T> OnUse<T> {
+    fn of(make: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self(Arc::new(LazyLock::new(Box::new(make))))
     }
+
+    fn get(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> Clone for OnUse<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> std::fmt::Debug for OnUse<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnUse").finish_non_exhaustive()
+    }
+}
+
+impl HttpConnector for ByHost<OnUse<SharedHttpConnector>> {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let uri = request.uri().parse::<http::Uri>().unwrap_or_default();
+        let host = uri.host().unwrap_or_default();
+        if is_loopback(host) || is_metadata_service(host) {
+            return self.direct.get().call(request);
+        }
+        let sent = self.proxied.get().call(request);
+        HttpConnectorFuture::new(async move { sent.await.map_err(|error| named(&uri, error)) })
+    }
+}
+
+/// A lookup that failed, with the name that was looked up: hyper does not tell it.
+fn named(uri: &http::Uri, error: ConnectorError) -> ConnectorError {
+    let is_direct = |endpoint| proxy_of(&endpoint, |name| std::env::var(name).ok()).is_none();
+    let said = refusal::with_causes(&error);
+    // Behind a proxy it is the proxy's name that was looked up.
+    if !said.contains("dns error") || !Endpoint::of(uri).is_ok_and(is_direct) {
+        return error;
+    }
+    let host = uri.host().unwrap_or_default().to_owned();
+    let failed = refusal::LookupFailed { host, said };
+    ConnectorError::io(failed.into())
 }
 
 /// IMDS (IPv4 and IPv6) and the ECS and EKS agents: link-local addresses.
@@ -355,5 +477,45 @@ impl aws_credential_types::provider::ProvideCredentials for Shared {
         Self: 'a,
     {
         self.0.provide_credentials()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn set_up(url: &str) -> Wire {
+        let config = S3Config {
+            endpoint_url: Some(url.into()),
+            anonymous: true,
+            ..S3Config::default()
+        };
+        find(&config, &Arc::default()).await.unwrap().wire
+    }
+
+    /// For plain HTTP none are read; for TLS all are, before the first request.
+    #[tokio::test]
+    async fn certificates_are_read_for_tls_only() {
+        let has_read = |wire: &Wire| format!("{wire:?}").contains("LazyTls(true)");
+        let plain = set_up("http://127.0.0.1:1").await;
+        let encrypted = set_up("https://127.0.0.1:1").await;
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !has_read(&encrypted) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("they are read ahead");
+        assert!(!has_read(&plain));
+    }
+
+    #[test]
+    fn a_bundle_that_cannot_be_read_is_not_replaced_by_the_system() {
+        let config = S3Config {
+            ca_bundle: Some("/no/such/bundle.pem".into()),
+            ..S3Config::default()
+        };
+        let trust = Trust::of(&config);
+        assert!(matches!(trust.of_stock(), Err(Error::Config { .. })));
     }
 }

@@ -16,6 +16,8 @@ use aws_credential_types::Credentials;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
+use crate::client::wire::Method;
+
 /// What stands for the hash of a body that is not signed.
 pub(super) const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
 
@@ -108,17 +110,18 @@ impl SigningKey {
         self.day == now.day && Arc::ptr_eq(&self.credentials, credentials)
     }
 
-    /// The value of `Authorization` for a GET. `headers` have lower-case names in their order, `x-amz-date` and
+    /// The value of `Authorization` for a request without a body. `headers` have lower-case names in their order, `x-amz-date` and
     /// `x-amz-content-sha256` among them; all of them are signed.
     pub(super) fn authorize(
         &self,
         now: Moment,
+        method: Method,
         path: &str,
         query: &str,
         headers: &[(&str, &str)],
     ) -> String {
         debug_assert!(headers.is_sorted_by_key(|(name, _)| name));
-        let hash = Sha256::digest(canonical_request(path, query, headers));
+        let hash = Sha256::digest(canonical_request(method, path, query, headers));
         let mut text = String::with_capacity(160);
         text.push_str("AWS4-HMAC-SHA256\n");
         for line in [now.as_str(), &self.scope] {
@@ -141,9 +144,9 @@ impl SigningKey {
     }
 }
 
-fn canonical_request(path: &str, query: &str, headers: &[(&str, &str)]) -> String {
+fn canonical_request(method: Method, path: &str, query: &str, headers: &[(&str, &str)]) -> String {
     let mut text = String::with_capacity(1024);
-    for line in ["GET", path, query] {
+    for line in [method.as_str(), path, query] {
         text.push_str(line);
         text.push('\n');
     }
@@ -253,6 +256,7 @@ mod tests {
         credentials: &Credentials,
         region: &str,
         time: SystemTime,
+        method: Method,
         url: &str,
         headers: &[(&str, &str)],
     ) -> String {
@@ -275,7 +279,7 @@ mod tests {
             .copied()
             .filter(|(name, _)| !own.contains(name));
         let body = SignableBody::UnsignedPayload;
-        let request = SignableRequest::new("GET", url, given, body).unwrap();
+        let request = SignableRequest::new(method.as_str(), url, given, body).unwrap();
         let (instructions, _) = sign(request, &params.into()).unwrap().into_parts();
         let value = instructions
             .headers()
@@ -295,6 +299,7 @@ mod tests {
             seconds in 0..4_000_000_000u64,
         ) {
             let time = at(seconds);
+            let method = if seconds % 2 == 0 { Method::Get } else { Method::Head };
             let now = Moment::of(time);
             let credentials = Credentials::new("AKID", secret, token.clone(), None, "test");
             let mut path = String::from("/bucket/");
@@ -318,9 +323,9 @@ mod tests {
                 true => format!("http://127.0.0.1:9000{path}"),
                 false => format!("http://127.0.0.1:9000{path}?{query}"),
             };
-            let expected = reference(&credentials, "us-west-2", time, &url, &headers);
+            let expected = reference(&credentials, "us-west-2", time, method, &url, &headers);
             let signer = SigningKey::new(Arc::new(credentials), "us-west-2", "s3", now);
-            prop_assert_eq!(signer.authorize(now, &path, &query, &headers), expected);
+            prop_assert_eq!(signer.authorize(now, method, &path, &query, &headers), expected);
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) fn request(
 ) -> GetObjectFluentBuilder {
     let id = want.id;
     let mut request = bucket
-        .client
+        .client()
         .get_object()
         .bucket(id.uri.bucket())
         .key(id.uri.key())

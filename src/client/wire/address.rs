@@ -43,16 +43,18 @@ struct Entry {
 
 impl Addresses {
     /// All addresses of the endpoint, beginning with the one whose turn it is.
-    async fn of(&self, endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+    async fn of(&self, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, Fault> {
         if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, endpoint.port)]);
         }
         let (lookup, turn) = self.lookup(endpoint, Instant::now());
         let found = lookup.await.map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("looking up {}: {error}", endpoint.host),
-            )
+            let text = format!("looking up {}: {error}", endpoint.host);
+            let said = io::Error::new(error.kind(), text);
+            match is_unknown_host(&error.to_string()) {
+                true => Fault::UnknownHost(said),
+                false => Fault::Io(said),
+            }
         })?;
         Ok(rotated(&found, turn))
     }
@@ -73,6 +75,22 @@ impl Addresses {
         entry.turn += 1;
         (entry.lookup.clone(), entry.turn)
     }
+}
+
+/// Whether a failed lookup says that there is no such name, by what `getaddrinfo` says of it: the standard library
+/// keeps its code to itself. Everything else (no name server in reach, one that is overloaded) may pass.
+pub(crate) fn is_unknown_host(said: &str) -> bool {
+    [
+        // EAI_NONAME and EAI_NODATA of glibc, of musl, and of the BSDs and macOS.
+        "Name or service not known",
+        "No address associated with hostname",
+        "Name does not resolve",
+        "Name has no usable address",
+        "nodename nor servname provided",
+        "the name has no address",
+    ]
+    .iter()
+    .any(|text| said.contains(text))
 }
 
 fn look_up((host, port): (Arc<str>, u16)) -> Lookup {
@@ -108,8 +126,10 @@ pub(super) async fn connect(
     let within = config.connect_timeout;
     let found = timeout(within, addresses.of(endpoint))
         .await
-        .unwrap_or_else(|_| Err(timed_out(format!("looking up {}", endpoint.host), within)))
-        .map_err(Fault::Io)?;
+        .unwrap_or_else(|_| {
+            let what = format!("looking up {}", endpoint.host);
+            Err(Fault::Io(timed_out(what, within)))
+        })?;
     let mut last = Fault::Io(io::Error::other("the name has no address"));
     for address in found.into_iter().take(MAX_TRIES) {
         match timeout(within, open(address, endpoint, config)).await {
@@ -146,7 +166,7 @@ async fn open(
     let transport = match (endpoint.tls, &config.tls) {
         (false, _) => Transport::Plain(tcp),
         (true, Some(tls)) => Transport::Tls(Box::new(
-            TlsStream::connect(tcp, endpoint, tls.clone()).await?,
+            TlsStream::connect(tcp, endpoint, tls.get().await?).await?,
         )),
         (true, None) => return Err(Fault::Tls("this client was made without TLS".into())),
     };
@@ -172,6 +192,22 @@ mod tests {
             .collect();
         assert_eq!(rotated(&all, 4), [all[1], all[2], all[0]]);
         assert_eq!(rotated(&[], 7), []);
+    }
+
+    /// A label of more than 63 characters cannot be asked of any name server.
+    #[tokio::test]
+    async fn a_name_that_cannot_be_is_unknown_and_is_named() {
+        let endpoint = Endpoint {
+            tls: false,
+            host: "x".repeat(64).into(),
+            port: 1,
+        };
+        let found = Addresses::default().of(&endpoint).await;
+        let Err(Fault::UnknownHost(error)) = found else {
+            panic!("{found:?}");
+        };
+        assert!(error.to_string().contains(&*endpoint.host), "{error}");
+        assert!(!is_unknown_host("Temporary failure in name resolution"));
     }
 
     #[tokio::test]

@@ -94,13 +94,16 @@ impl Conn {
         self.write(request.head).await?;
         self.fill("before it answered").await?;
         let answered = Instant::now();
-        config.metrics.first_byte.record(answered - started);
         self.watch
             .expect_progress(answered, config.progress_timeout, self.received_bytes);
         let answer = self.head(request.method, into, on_head).await?;
         let (body, whole) = self.body(&answer, into, &config.metrics).await?;
         let ended = Instant::now();
-        config.metrics.request_time.record(ended - started);
+        // Listings and refusals have other times, and would hide those of the objects.
+        if matches!(answer.plan, BodyPlan::Into { .. }) {
+            config.metrics.first_byte.record(answered - started);
+            config.metrics.request_time.record(ended - started);
+        }
         Ok(Exchanged {
             status: answer.status,
             body,
@@ -156,7 +159,7 @@ impl Conn {
         metrics: &Metrics,
     ) -> Result<(Bytes, bool), Fault> {
         match (answer.plan, answer.framing) {
-            (BodyPlan::Buffer { cap }, framing) => self.buffer(framing, cap, metrics).await,
+            (BodyPlan::Buffer { cap }, framing) => self.buffer(framing, cap).await,
             (BodyPlan::Into { skip, take }, Framing::Length(len)) => {
                 check_plan(skip, take, Some(len), into)?;
                 self.skip(skip, metrics).await?;
@@ -255,12 +258,7 @@ impl Conn {
         }
     }
 
-    async fn buffer(
-        &mut self,
-        framing: Framing,
-        cap: usize,
-        metrics: &Metrics,
-    ) -> Result<(Bytes, bool), Fault> {
+    async fn buffer(&mut self, framing: Framing, cap: usize) -> Result<(Bytes, bool), Fault> {
         let mut body = Vec::new();
         let mut decoder = Decoder::new();
         loop {
@@ -299,7 +297,6 @@ impl Conn {
                 filled => filled?,
             }
         }
-        metrics.bytes_received.add(body.len() as u64);
         Ok((body.into(), framing != Framing::UntilClose))
     }
 

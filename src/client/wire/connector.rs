@@ -3,7 +3,7 @@
 //! The SDK resolves endpoints, signs, and parses errors; only the transport is replaced. A caller that wants a GET's
 //! body in its own memory puts a [`Dest`] into a [`DestSlot`] and runs the SDK's call inside [`with_dest`]. The
 //! connector finds the slot (the orchestrator calls it in the caller's own task), receives the body into the part and
-//! gives the SDK the answer's head with an empty body. Everything else goes to the SDK's own client: listings, heads,
+//! gives the SDK the answer's head with an empty body. Everything else goes to the SDK's own client: what is not marked,
 //! requests through a proxy, and all of the SDK's credential calls.
 //!
 //! The SDK's retries must be off for such a call: the second attempt would ask for bytes that the part already has.
@@ -150,7 +150,7 @@ struct WireConnector {
 impl HttpConnector for WireConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let marked = DEST.try_with(DestSlot::clone).ok();
-        let target = (request.method() == "GET").then(|| Target::of(&request));
+        let target = is_object_get(&request).then(|| Target::of(&request));
         match (marked, target) {
             (Some(slot), Some(Ok(target))) if !is_proxied(&target.endpoint, env) => {
                 let wire = self.wire.clone();
@@ -162,6 +162,12 @@ impl HttpConnector for WireConnector {
             _ => self.inner.call(request),
         }
     }
+}
+
+/// A call for an object may need another GET first, in the same task: CreateSession of S3 Express. That answer is for
+/// the SDK alone, and not to be judged as the object's. The SDK names the operation in every request's query.
+fn is_object_get(request: &HttpRequest) -> bool {
+    request.method() == "GET" && request.uri().contains("x-id=GetObject")
 }
 
 fn env(name: &str) -> Option<String> {
@@ -215,10 +221,7 @@ async fn fetch(wire: Wire, target: Target, slot: DestSlot) -> Result<HttpRespons
     let on_head = &mut dest.on_head;
     let outcome = wire
         .send(request, &mut dest.part, &mut |head, part| {
-            headers = head
-                .iter()
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec()))
-                .collect();
+            headers = owned(head);
             if (200..300).contains(&head.status) {
                 on_head(head, part)
             } else {
@@ -233,6 +236,33 @@ async fn fetch(wire: Wire, target: Target, slot: DestSlot) -> Result<HttpRespons
         Ok(reply) => response(reply, headers),
         Err(error) => Err(classified(error)),
     }
+}
+
+/// Sends a request whose answer is small, and returns the whole of it as the SDK's parsers want it.
+pub(crate) async fn collect(
+    wire: &Wire,
+    request: WireRequest<'_>,
+    cap: usize,
+) -> Result<HttpResponse> {
+    let mut headers = Vec::new();
+    let mut nothing = PartBuf::heap(0);
+    let reply = wire
+        .send(request, &mut nothing, &mut |head, _| {
+            headers = owned(head);
+            Ok(BodyPlan::Buffer { cap })
+        })
+        .await?;
+    response(reply, headers).map_err(|error| Error::Protocol {
+        uri: request.uri.to_owned(),
+        offset: request.offset,
+        reason: error.to_string(),
+    })
+}
+
+fn owned(head: &Head<'_>) -> Vec<(String, Vec<u8>)> {
+    head.iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec()))
+        .collect()
 }
 
 fn response(reply: Reply, headers: Vec<(String, Vec<u8>)>) -> Result<HttpResponse, ConnectorError> {
@@ -257,7 +287,9 @@ fn refused(why: &str) -> ConnectorError {
 fn classified(error: Error) -> ConnectorError {
     match error {
         Error::Stalled { .. } => ConnectorError::timeout(error.into()),
-        Error::Network { .. } | Error::Protocol { .. } => ConnectorError::io(error.into()),
+        Error::Network { .. } | Error::Protocol { .. } | Error::UnknownHost { .. } => {
+            ConnectorError::io(error.into())
+        }
         _ => ConnectorError::user(error.into()),
     }
 }

@@ -5,27 +5,39 @@
 
 use super::Endpoint;
 
-/// Whether `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` applies to the endpoint, and `NO_PROXY` does not take it out.
+/// Whether a proxy applies to the endpoint; see [`proxy_of`].
+pub fn is_proxied(endpoint: &Endpoint, var: impl Fn(&str) -> Option<String>) -> bool {
+    proxy_of(endpoint, var).is_some()
+}
+
+/// Which of `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` applies to the endpoint, unless `NO_PROXY` takes it out: the
+/// proxy and its variable, for an error's text. User and password are left out.
 ///
 /// `var` looks an environment variable up. Names are tried in lower case first, as curl does.
-pub fn is_proxied(endpoint: &Endpoint, var: impl Fn(&str) -> Option<String>) -> bool {
+pub fn proxy_of(endpoint: &Endpoint, var: impl Fn(&str) -> Option<String>) -> Option<String> {
     let either = |name: &str| {
         var(&name.to_ascii_lowercase())
             .or_else(|| var(name))
             .filter(|value| !value.trim().is_empty())
     };
+    let named = |name: &'static str| either(name).map(|value| (name, value));
     let scheme = if endpoint.tls {
         "HTTPS_PROXY"
     } else {
         "HTTP_PROXY"
     };
-    if either(scheme).or_else(|| either("ALL_PROXY")).is_none() {
-        return false;
-    }
+    let (name, value) = named(scheme).or_else(|| named("ALL_PROXY"))?;
     let exceptions = either("NO_PROXY").unwrap_or_default();
-    !exceptions
+    let excepted = exceptions
         .split(',')
-        .any(|rule| takes_out(rule.trim(), &endpoint.host))
+        .any(|rule| takes_out(rule.trim(), &endpoint.host));
+    (!excepted).then(|| format!("{} of {name}", without_password(value.trim())))
+}
+
+fn without_password(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    format!("{scheme}://{}", host.trim_end_matches('/'))
 }
 
 /// `*`, a name with or without a leading dot, or an address. Networks (`10.0.0.0/8`) are left to the general client.
@@ -60,6 +72,10 @@ mod tests {
             })
         };
         assert!(!asked(true, "a.b", &[]));
+        assert_eq!(
+            ["http://us%40er:w@p:1/", "p:1", "socks5://@p:1"].map(without_password),
+            ["http://p:1", "http://p:1", "socks5://p:1"]
+        );
         assert!(asked(true, "a.b", &[("HTTPS_PROXY", "http://p")]));
         assert!(asked(
             true,

@@ -691,6 +691,7 @@ mod sdk {
 
 /// TLS against a real server, also one that misbehaves.
 mod tls {
+    use super::super::tls::TlsStream;
     use super::*;
     use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -722,6 +723,15 @@ mod tls {
             name: &str,
             edit: impl FnOnce(&mut CertificateParams),
         ) -> Arc<ServerConfig> {
+            self.server_of(rustls::ALL_VERSIONS, name, edit)
+        }
+
+        fn server_of(
+            &self,
+            versions: &[&'static rustls::SupportedProtocolVersion],
+            name: &str,
+            edit: impl FnOnce(&mut CertificateParams),
+        ) -> Arc<ServerConfig> {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new([name.to_owned()]).unwrap();
             edit(&mut params);
@@ -729,7 +739,7 @@ mod tls {
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let mut config = ServerConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()
+                .with_protocol_versions(versions)
                 .unwrap()
                 .with_no_client_auth()
                 .with_single_cert(vec![certificate.der().clone()], key)
@@ -742,7 +752,7 @@ mod tls {
             let mut roots = RootCertStore::empty();
             roots.add(self.certificate()).unwrap();
             Wire::new(WireConfig {
-                tls: Some(tls_config_with(roots).unwrap()),
+                tls: Some(tls_config_with(roots).unwrap().into()),
                 ..WireConfig::default()
             })
         }
@@ -810,6 +820,113 @@ mod tls {
         assert_eq!(get(&wire, &endpoint, 4).await.unwrap(), b"tiny");
         assert!(get(&wire, &endpoint, body.len()).await.unwrap() == body);
         assert_eq!(counts(&wire), (1, 2, 0));
+        server.join().unwrap();
+    }
+
+    /// A connection below the pool, which can be asked who keeps its keys.
+    async fn connect(endpoint: &Endpoint, authority: &Authority) -> TlsStream {
+        let tcp = TcpStream::connect((&*endpoint.host, endpoint.port))
+            .await
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate()).unwrap();
+        let Ok(stream) = TlsStream::connect(tcp, endpoint, tls_config_with(roots).unwrap()).await
+        else {
+            panic!("no TLS session");
+        };
+        stream
+    }
+
+    /// Asks, and reads an answer into a part that is large enough to be received into.
+    async fn ask(stream: &mut TlsStream, answer_bytes: usize) -> Vec<u8> {
+        stream.write(GET).unwrap();
+        std::future::poll_fn(|cx| stream.poll_flush(cx))
+            .await
+            .unwrap();
+        let mut part = vec![0; answer_bytes + (128 << 10)];
+        let mut filled = 0;
+        while filled < answer_bytes {
+            let read = std::future::poll_fn(|cx| stream.poll_read(cx, &mut part[filled..])).await;
+            let n = read.unwrap();
+            assert!(n > 0, "the end after {filled} bytes");
+            filled += n;
+        }
+        part.truncate(filled);
+        part
+    }
+
+    #[tokio::test]
+    async fn the_keys_are_taken_over_with_the_first_request_and_stay_with_rustls_in_tls_1_2() {
+        for (version, is_taken_over) in [
+            (&rustls::version::TLS13, true),
+            (&rustls::version::TLS12, false),
+        ] {
+            let authority = Authority::new();
+            let body = pattern(1_000_000);
+            let sent = body.clone();
+            let config = authority.server_of(&[version], "localhost", |_| ());
+            let (endpoint, server) = serve(config, 1, move |_, mut tls| {
+                for _ in 0..2 {
+                    read_request(&mut tls).unwrap();
+                    tls.write_all(&sent).unwrap();
+                }
+                assert_eq!(tls.conn.protocol_version(), Some(version.version));
+            });
+            let mut stream = connect(&endpoint, &authority).await;
+            assert!(!stream.is_taken_over());
+            for _ in 0..2 {
+                assert!(ask(&mut stream, body.len()).await == body);
+                assert_eq!(stream.is_taken_over(), is_taken_over, "{version:?}");
+            }
+            server.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn with_part_of_a_record_in_hand_the_keys_are_taken_over_a_request_later() {
+        /// What every record of an established session begins with.
+        const RECORD: [u8; 3] = [23, 3, 3];
+        let authority = Authority::new();
+        let body = pattern(300_000);
+        let sent = body.clone();
+        let (endpoint, server) = serve(
+            authority.server("localhost", |_| ()),
+            1,
+            move |_, Served { mut conn, mut sock }| {
+                while !conn.wants_write() {
+                    conn.read_tls(&mut sock).unwrap();
+                    conn.process_new_packets().unwrap();
+                }
+                // In one write, so that they arrive together.
+                let mut flight = Vec::new();
+                while conn.wants_write() {
+                    conn.write_tls(&mut flight).unwrap();
+                }
+                flight.extend_from_slice(&RECORD);
+                sock.write_all(&flight).unwrap();
+                let mut head = [0; GET.len()];
+                while conn.is_handshaking() {
+                    conn.read_tls(&mut sock).unwrap();
+                    conn.process_new_packets().unwrap();
+                }
+                // The tickets: their first bytes have already been sent.
+                let mut rest = Vec::new();
+                while conn.wants_write() {
+                    conn.write_tls(&mut rest).unwrap();
+                }
+                sock.write_all(rest.strip_prefix(&RECORD).unwrap()).unwrap();
+                let mut tls = StreamOwned::new(conn, sock);
+                for _ in 0..2 {
+                    tls.read_exact(&mut head).unwrap();
+                    tls.write_all(&sent).unwrap();
+                }
+            },
+        );
+        let mut stream = connect(&endpoint, &authority).await;
+        assert!(ask(&mut stream, body.len()).await == body);
+        assert!(!stream.is_taken_over());
+        assert!(ask(&mut stream, body.len()).await == body);
+        assert!(stream.is_taken_over());
         server.join().unwrap();
     }
 

@@ -133,6 +133,7 @@ impl Auth {
             )
         })?;
         let credentials = self.find(&claim, request)?;
+        check_service(&claim, request)?;
         check_time(&claim, now)?;
         check_token(&claim, &credentials)?;
         let canonical = canonical_request(
@@ -195,6 +196,25 @@ pub(crate) fn kind(request: &Request<'_>) -> CredentialKind {
 /// The region a request was signed for.
 pub(crate) fn signed_region(request: &Request<'_>) -> Option<String> {
     claim(request)?.scope.split('/').nth(1).map(str::to_owned)
+}
+
+/// The service that requests to this bucket must be signed for.
+pub(crate) fn service(bucket: &str) -> &'static str {
+    match bucket.ends_with("--x-s3") {
+        true => "s3express",
+        false => "s3",
+    }
+}
+
+fn check_service(claim: &Claim<'_>, request: &Request<'_>) -> Result<(), S3Error> {
+    let (signed, right) = (claim.scope.split('/').nth(2), service(&request.bucket));
+    if signed == Some(right) {
+        return Ok(());
+    }
+    let message = format!(
+        "The authorization header is malformed; incorrect service {signed:?}. This endpoint belongs to '{right}'."
+    );
+    Err(denied("AuthorizationHeaderMalformed", &message))
 }
 
 fn denied(code: &str, message: &str) -> S3Error {
@@ -423,7 +443,9 @@ pub fn authorization(
         .map(|header| header.0)
         .collect::<Vec<_>>()
         .join(";");
-    let scope = scope(find("x-amz-date"), region);
+    let bucket = target.trim_start_matches('/').split(['/', '?']).next();
+    let service = service(bucket.unwrap_or(""));
+    let scope = scope(find("x-amz-date"), region, service);
     let payload = (find("x-amz-date"), find("x-amz-content-sha256"));
     let signature = signature(credentials, &scope, method, target, headers, payload);
     let access_key = &credentials.access_key;
@@ -443,7 +465,7 @@ pub fn presigned_target(
     expires_s: u32,
 ) -> String {
     let date = date::basic(at);
-    let scope = scope(&date, region);
+    let scope = scope(&date, region, "s3");
     let credential = format!("{}/{scope}", credentials.access_key);
     let credential = utf8_percent_encode(&credential, QUERY);
     let mut target = format!(
@@ -469,9 +491,9 @@ pub fn presigned_target(
     format!("{target}&X-Amz-Signature={signature}")
 }
 
-fn scope(timestamp: &str, region: &str) -> String {
+fn scope(timestamp: &str, region: &str, service: &str) -> String {
     format!(
-        "{}/{region}/s3/aws4_request",
+        "{}/{region}/{service}/aws4_request",
         timestamp.get(..8).unwrap_or("")
     )
 }

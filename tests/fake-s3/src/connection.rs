@@ -378,6 +378,8 @@ fn log_entry(
         connection,
         method: request.method.to_owned(),
         operation: exchange.operation,
+        host: header("host"),
+        path: request.raw_path.to_owned(),
         bucket: request.bucket.to_string(),
         key: api::scripted_key(exchange.operation, request).into_owned(),
         query: request.raw_query.to_owned(),

@@ -27,6 +27,7 @@ mod request;
 mod response;
 mod script;
 mod server;
+mod session;
 mod shape;
 mod store;
 mod tls;

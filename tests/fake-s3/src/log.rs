@@ -39,6 +39,10 @@ pub struct LogEntry {
     pub method: String,
     /// What it did.
     pub operation: Operation,
+    /// `Host` header.
+    pub host: Option<String>,
+    /// Path as sent, without scheme and host if those stood before it.
+    pub path: String,
     /// Bucket, decoded.
     pub bucket: String,
     /// Key, decoded; for a listing its prefix.

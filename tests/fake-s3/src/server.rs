@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) region: String,
     pub(crate) base_domains: Vec<String>,
     pub(crate) clock_offset_s: i64,
+    pub(crate) session_s: i64,
     pub(crate) stop: Stop,
     shape: RwLock<(Shape, Option<Arc<Clock>>)>,
     tls: Option<Arc<ServerConfig>>,
@@ -146,6 +147,7 @@ pub struct Builder {
     log_file: Option<PathBuf>,
     memory_dir: Option<PathBuf>,
     clock_offset_s: i64,
+    session_s: i64,
 }
 
 impl Default for Builder {
@@ -162,6 +164,7 @@ impl Default for Builder {
             log_file: None,
             memory_dir: None,
             clock_offset_s: 0,
+            session_s: 300,
         }
     }
 }
@@ -233,6 +236,13 @@ impl Builder {
         self
     }
 
+    /// How long sessions of S3 Express last; five minutes, unless told otherwise. They end on paper: what a session
+    /// says of its end is for the client to heed.
+    pub fn session_s(mut self, seconds: i64) -> Builder {
+        self.session_s = seconds;
+        self
+    }
+
     /// Starts the server on 127.0.0.1.
     pub fn start(self) -> io::Result<FakeS3> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port))?;
@@ -259,6 +269,7 @@ impl Builder {
             region: self.region,
             base_domains,
             clock_offset_s: self.clock_offset_s,
+            session_s: self.session_s,
             stop: Stop::default(),
             shape: RwLock::new(with_clock(self.shape)),
             sockets: Mutex::default(),

@@ -225,7 +225,7 @@ impl Bucket {
 
     /// A directory bucket of S3 Express, by its name, as in S3.
     pub(crate) fn is_express(&self) -> bool {
-        self.name.ends_with("--x-s3")
+        crate::auth::service(&self.name) == "s3express"
     }
 }
 

@@ -105,5 +105,7 @@ pub(crate) fn config(authority: &Arc<Authority>) -> io::Result<Arc<ServerConfig>
         .with_no_client_auth()
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // For `session`: the keys go no further than there.
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }

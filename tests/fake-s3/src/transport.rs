@@ -1,8 +1,7 @@
 //! Bytes to and from one client, plain or over TLS.
 //!
 //! Plain: a head goes out with `MSG_MORE`, so that the kernel puts it in one segment with the first bytes of the body
-//! that `sendfile` adds. TLS: slices of the object's mapping go through rustls in large writes; a copy happens there
-//! only as encryption.
+//! that `sendfile` adds. TLS: slices of the object's mapping are copied once, to be encrypted, see [`crate::session`].
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,20 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::SendFlags;
-use rustls::ServerConnection;
 
 use crate::content::Content;
+use crate::session::Session;
 
 /// Bodies up to this size are copied behind their head in one `sendmsg`: cheaper than a second system call.
 const COPY_BYTES: u64 = 32 << 10;
-/// What rustls encrypts before the socket is written: 16 records.
-const TLS_WRITE_BYTES: usize = 256 << 10;
 
 /// A connection to a client.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Plain(Arc<TcpStream>),
-    Tls(Box<ServerConnection>, Arc<TcpStream>),
+    Tls(Box<Session>),
 }
 
 impl Transport {
@@ -37,14 +34,13 @@ impl Transport {
         config: Arc<rustls::ServerConfig>,
         socket: Arc<TcpStream>,
     ) -> io::Result<Transport> {
-        let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
-        connection.set_buffer_limit(None);
-        Ok(Transport::Tls(Box::new(connection), socket))
+        Ok(Transport::Tls(Box::new(Session::new(config, socket)?)))
     }
 
     fn socket(&self) -> &TcpStream {
         match self {
-            Transport::Plain(socket) | Transport::Tls(_, socket) => socket,
+            Transport::Plain(socket) => socket,
+            Transport::Tls(session) => session.socket(),
         }
     }
 
@@ -57,7 +53,7 @@ impl Transport {
     pub(crate) fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         match self {
             Transport::Plain(socket) => (&**socket).read(out),
-            Transport::Tls(connection, socket) => read_tls(connection, socket, out),
+            Transport::Tls(session) => session.read(out),
         }
     }
 
@@ -65,7 +61,7 @@ impl Transport {
     pub(crate) fn send(&mut self, bytes: &[u8], more: bool) -> io::Result<()> {
         match self {
             Transport::Plain(socket) => send_plain(socket, bytes, more),
-            Transport::Tls(connection, socket) => send_tls(connection, socket, bytes),
+            Transport::Tls(session) => session.send(bytes, more),
         }
     }
 
@@ -81,12 +77,7 @@ impl Transport {
             (Transport::Plain(socket), Some(body)) if small => {
                 return send_both(socket, head, body);
             }
-            (Transport::Tls(connection, _), Some(body)) if small => {
-                connection.writer().write_all(head)?;
-                return self.send(body, false);
-            }
-            (Transport::Tls(connection, _), _) => connection.writer().write_all(head)?,
-            (Transport::Plain(socket), _) => send_plain(socket, head, true)?,
+            _ => self.send(head, !range.is_empty())?,
         }
         self.send_content(content, range)
     }
@@ -95,11 +86,11 @@ impl Transport {
     pub(crate) fn send_content(&mut self, content: &Content, range: Range<u64>) -> io::Result<()> {
         content.try_pieces(range, |piece| match self {
             Transport::Plain(socket) => sendfile(socket, content, piece),
-            Transport::Tls(connection, socket) => {
+            Transport::Tls(session) => {
                 let slice = content
                     .file()
                     .slice(piece.start as usize, (piece.end - piece.start) as usize);
-                send_tls(connection, socket, slice)
+                session.send(slice, false)
             }
         })
     }
@@ -113,9 +104,8 @@ impl Transport {
 
     /// Ends the connection cleanly: a TLS client sees the close alert, so nothing hints that bytes are missing.
     pub(crate) fn finish(&mut self) {
-        if let Transport::Tls(connection, socket) = self {
-            connection.send_close_notify();
-            let _ = flush_tls(connection, socket);
+        if let Transport::Tls(session) = self {
+            let _ = session.finish();
         }
         let _ = self.socket().shutdown(Shutdown::Write);
     }
@@ -157,39 +147,4 @@ fn sendfile(socket: &TcpStream, content: &Content, piece: Range<u64>) -> io::Res
         }
     }
     Ok(())
-}
-
-fn send_tls(connection: &mut ServerConnection, socket: &TcpStream, bytes: &[u8]) -> io::Result<()> {
-    for chunk in bytes.chunks(TLS_WRITE_BYTES) {
-        connection.writer().write_all(chunk)?;
-        flush_tls(connection, socket)?;
-    }
-    Ok(())
-}
-
-fn flush_tls(connection: &mut ServerConnection, mut socket: &TcpStream) -> io::Result<()> {
-    while connection.wants_write() {
-        connection.write_tls(&mut socket)?;
-    }
-    Ok(())
-}
-
-fn read_tls(
-    connection: &mut ServerConnection,
-    mut socket: &TcpStream,
-    out: &mut [u8],
-) -> io::Result<usize> {
-    loop {
-        match connection.reader().read(out) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
-        }
-        if connection.read_tls(&mut socket)? == 0 {
-            return Ok(0);
-        }
-        let processed = connection.process_new_packets().map_err(io::Error::other);
-        // An alert, if that failed; handshake messages otherwise.
-        flush_tls(connection, socket)?;
-        processed?;
-    }
 }

@@ -791,6 +791,18 @@ fn buckets_elsewhere_redirect() {
     assert_eq!(right.status, 200);
 }
 
+/// 32 times 7 and 32 times 8 in base64, and their MD5.
+const CUSTOMER_KEYS: [(&str, &str); 2] = [
+    (
+        "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",
+        "y4HAEFCYWuvAXWFTtA1Qpg==",
+    ),
+    (
+        "CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=",
+        "ry9sFyn8WYF9Mz2zWfMQhQ==",
+    ),
+];
+
 #[test]
 fn payers_customer_keys_and_sessions() {
     let server = server();
@@ -803,7 +815,7 @@ fn payers_customer_keys_and_sessions() {
     );
     server.put("pays", "k", b"x");
     let options = PutOptions {
-        customer_key_md5: Some("md5==".to_owned()),
+        customer_key_md5: Some(CUSTOMER_KEYS[0].1.to_owned()),
         ..PutOptions::default()
     };
     server.put_with("b", "secret", b"x", options);
@@ -814,10 +826,28 @@ fn payers_customer_keys_and_sessions() {
         (paid.status, paid.header("x-amz-request-charged")),
         (200, Some("requester"))
     );
-    let key = "x-amz-server-side-encryption-customer-key-md5";
+    server.put("b", "open", b"x");
     assert_eq!(client.get("/b/secret", &[]).status, 400);
-    assert_eq!(client.get("/b/secret", &[(key, "other")]).status, 403);
-    assert_eq!(client.get("/b/secret", &[(key, "md5==")]).status, 200);
+    let [right, other] = CUSTOMER_KEYS;
+    let garbled = (right.0, other.1);
+    for (path, key, status) in [
+        ("/b/secret", right, 200),
+        ("/b/secret", other, 403),
+        ("/b/secret", garbled, 400),
+        ("/b/secret", ("c2hvcnQ=", right.1), 400),
+        ("/b/open", right, 400),
+    ] {
+        let names = ["algorithm", "key", "key-md5"]
+            .map(|name| format!("x-amz-server-side-encryption-customer-{name}"));
+        let headers = [
+            (names[0].as_str(), "AES256"),
+            (names[1].as_str(), key.0),
+            (names[2].as_str(), key.1),
+        ];
+        assert_eq!(client.get(path, &headers).status, status, "{path} {key:?}");
+        assert_eq!(client.get(path, &headers[..2]).status, 400);
+        assert_eq!(client.get(path, &headers[1..]).status, 400);
+    }
     server.create_bucket("x--zone--x-s3", BucketOptions::default());
     assert!(
         client

@@ -108,7 +108,7 @@ pub(super) fn delete(exchange: &Exchange<'_>, bucket: &Arc<Bucket>) -> Answer {
     Ok(Response::new(204))
 }
 
-/// CreateSession of S3 Express: credentials for five minutes, which we never end.
+/// CreateSession of S3 Express: credentials for five minutes, which we never end ourselves.
 pub(super) fn session(exchange: &Exchange<'_>, bucket: &Bucket) -> Answer {
     if !bucket.is_express() {
         return Err(S3Error::new(
@@ -130,7 +130,7 @@ pub(super) fn session(exchange: &Exchange<'_>, bucket: &Bucket) -> Answer {
     xml.text("AccessKeyId", &credentials.access_key);
     xml.text(
         "Expiration",
-        &date::xml(date::now() + exchange.server.clock_offset_s + 300),
+        &date::xml(date::now() + exchange.server.clock_offset_s + exchange.server.session_s),
     );
     xml.close("Credentials");
     xml.close("CreateSessionResult");

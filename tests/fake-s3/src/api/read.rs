@@ -3,6 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use md5::{Digest, Md5};
+
 use super::Answer;
 use crate::connection::Exchange;
 use crate::date;
@@ -71,7 +75,7 @@ fn find(request: &Request<'_>, bucket: &Bucket) -> Result<Arc<Version>, S3Error>
 }
 
 fn check_customer_key(request: &Request<'_>, version: &Version) -> Result<(), S3Error> {
-    let sent = request.header("x-amz-server-side-encryption-customer-key-md5");
+    let sent = sent_key_md5(request)?;
     match (&version.options.customer_key_md5, sent) {
         (None, None) => Ok(()),
         (Some(stored), Some(sent)) if stored == sent => Ok(()),
@@ -84,6 +88,35 @@ fn check_customer_key(request: &Request<'_>, version: &Version) -> Result<(), S3
             let message = "The encryption parameters are not applicable to this object.";
             Err(S3Error::new(400, "InvalidRequest", message))
         }
+    }
+}
+
+/// The MD5 of the key that was sent, after S3's checks: all three headers or none, the one algorithm, 32 bytes, and the
+/// MD5 is theirs.
+fn sent_key_md5<'a>(request: &'a Request<'_>) -> Result<Option<&'a str>, S3Error> {
+    let header =
+        |name: &str| request.header(&format!("x-amz-server-side-encryption-customer-{name}"));
+    let wrong = |message: &str| Err(S3Error::new(400, "InvalidArgument", message));
+    match (header("algorithm"), header("key"), header("key-md5")) {
+        (None, None, None) => Ok(None),
+        (Some("AES256"), Some(key), Some(md5)) => {
+            let key = BASE64.decode(key).unwrap_or_default();
+            if key.len() != 32 {
+                return wrong("The secret key was invalid for the specified algorithm.");
+            }
+            if BASE64.encode(Md5::digest(&key)) != md5 {
+                return wrong(
+                    "The calculated MD5 hash of the key did not match the hash that was provided.",
+                );
+            }
+            Ok(Some(md5))
+        }
+        (Some("AES256"), ..) => wrong(
+            "Requests specifying Server Side Encryption with Customer provided keys must provide an appropriate secret key.",
+        ),
+        _ => wrong(
+            "Requests specifying Server Side Encryption with Customer provided keys must provide a valid encryption algorithm.",
+        ),
     }
 }
 

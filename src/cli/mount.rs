@@ -1,0 +1,294 @@
+//! `standpipe mount` and `standpipe umount`: FastFile mode.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::daemon::{self, Readiness};
+use super::flags::{CacheFlags, EngineFlags};
+use super::report::Report;
+use super::{Context, interrupt};
+use crate::cache::BlockCache;
+use crate::error::{Error, Result};
+use crate::fastfile::fuse::{
+    self, Mount as Mounted, MountOptions, StrayOption, Unmounter, Windows,
+};
+use crate::fastfile::read::{OpenFiles, ReadConfig};
+use crate::fastfile::tree::{Namespace, Root};
+use crate::object::ObjectUri;
+use crate::prefetch::PrefetchConfig;
+use crate::runtime;
+
+/// What requests under way get to finish in after SIGTERM; files that are still open then lose their server.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+const NOTES: &str = "\
+The files are there at once; bytes are fetched as they are read. The mount is read-only and a snapshot:
+what is uploaded later is not seen, and an object that is replaced gives ESTALE (\"Stale file handle\").
+Extended attributes user.standpipe.uri and .etag tell what a file is. Keys that can't be names are
+found under names that begin with .s3key%.
+
+-o takes what fstab takes (ro, allow_other, uid=, gid=, umask=, fmask=, dmask=, noexec) and the source's
+flags (endpoint_url=, region=, profile=, no_sign_request, ca_bundle=) and cache=, cache_size=. As mount.fuse.standpipe in
+/sbin, the program serves `mount -t fuse.standpipe s3://bucket/prefix/ DIR`.";
+
+/// Mount a prefix as a directory of files, as SageMaker's FastFile mode does
+#[derive(Debug, Args)]
+#[command(after_help = NOTES)]
+pub(super) struct Mount {
+    /// s3://bucket/prefix/, s3://bucket, or file:///path
+    uri: ObjectUri,
+    /// Where to mount it; made if missing
+    dir: PathBuf,
+    /// Go to the background once the mount is ready
+    #[arg(long)]
+    daemon: bool,
+    /// Where --daemon writes its log [default: nowhere]
+    #[arg(long, value_name = "PATH", env = "STANDPIPE_LOG_FILE", hide_env = true)]
+    log_file: Option<PathBuf>,
+    /// Mount options, separated by commas
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    #[command(flatten)]
+    cache: CacheFlags,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+/// Take a mount away
+#[derive(Debug, Args)]
+pub(super) struct Umount {
+    /// Where it is mounted
+    dir: PathBuf,
+    /// At once, although files are open
+    #[arg(long, short = 'l')]
+    lazy: bool,
+}
+
+impl Mount {
+    pub(super) fn run(mut self, context: &Context) -> Result<Report> {
+        let mut options = MountOptions::default();
+        let mut source = context.source.clone();
+        for list in std::mem::take(&mut self.options) {
+            for stray in options.apply(&list)? {
+                self.take(&mut source, stray)?;
+            }
+        }
+        // Before anything starts a thread: a fork takes only its own along.
+        let ready = match self.daemon {
+            true => daemon::detach(self.log_file.as_deref())?,
+            false => Readiness::default(),
+        };
+        let context = Context {
+            metrics: context.metrics.clone(),
+            ..context.at(source)
+        };
+        // Before the mount can be seen, so that no signal finds nobody listening.
+        let unmounter = Arc::new(OnceLock::<Unmounter>::new());
+        let mounted = unmounter.clone();
+        interrupt::listen(move || {
+            let exit = || -> ! { std::process::exit(interrupt::exit_code().map_or(1, i32::from)) };
+            let Some(unmounter) = mounted.get() else {
+                exit();
+            };
+            unmounter.detach();
+            std::thread::spawn(move || {
+                std::thread::sleep(LAST_REQUESTS);
+                exit();
+            });
+        })?;
+        let (mounted, cache) = self.start(&context, &options)?;
+        let _ = unmounter.set(mounted.unmounter());
+        if context.shows_progress() && !self.daemon {
+            eprintln!(
+                "standpipe: {} is mounted at {}; Ctrl-C unmounts",
+                self.uri,
+                self.dir.display()
+            );
+        }
+        ready.tell();
+        mounted.wait()?;
+        // What is not written by then is fetched again.
+        if let Some(cache) = cache {
+            cache.flush(LAST_REQUESTS);
+        }
+        match interrupt::exit_code() {
+            Some(_) => Err(Error::Cancelled),
+            None => Ok(Report::default()),
+        }
+    }
+
+    fn start(
+        &self,
+        context: &Context,
+        options: &MountOptions,
+    ) -> Result<(Mounted, Option<BlockCache>)> {
+        let engine = self.engine.config()?;
+        let (client, cache) = context.connect_cached(self.uri.scheme(), &engine, &self.cache)?;
+        let reads = reads(&engine, cache.as_ref());
+        let files = OpenFiles::new(client.clone(), reads, context.metrics.clone())?;
+        let namespace = runtime::handle().block_on(async {
+            let root = Root::resolve(&client, &self.uri).await?;
+            Namespace::start(&client, root).await
+        })?;
+        make(&self.dir)?;
+        let source = Arc::new(Windows::new(files, cache.clone()));
+        let mounted = Mounted::start(namespace, source, &self.dir, options)?;
+        Ok((mounted, cache))
+    }
+
+    /// An option of `-o` that is a flag of ours.
+    fn take(
+        &mut self,
+        source: &mut super::flags::SourceFlags,
+        (name, value): StrayOption,
+    ) -> Result<()> {
+        match (name.replace('-', "_").as_str(), value) {
+            ("endpoint_url", Some(url)) => source.endpoint_url = Some(url),
+            ("region", Some(region)) => source.region = Some(region),
+            ("profile", Some(profile)) => source.profile = Some(profile),
+            ("no_sign_request", None) => source.no_sign_request = true,
+            ("ca_bundle", Some(path)) => source.ca_bundle = Some(path.into()),
+            ("cache", Some(dir)) => self.cache.cache = Some(dir.into()),
+            ("cache_size", Some(size)) => self.cache.cache_size = Some(size.parse()?),
+            ("no_cache", None) => self.cache.no_cache = true,
+            ("log_file", Some(path)) => self.log_file = Some(path.into()),
+            _ => {
+                return Err(Error::config(
+                    format!("-o {name}"),
+                    "no such mount option, or its value is missing: see `standpipe mount --help`",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The engine's settings, for reads at any offset.
+fn reads(engine: &PrefetchConfig, cache: Option<&BlockCache>) -> ReadConfig {
+    let mut config = ReadConfig {
+        memory_bytes: engine.memory_bytes,
+        part_bytes: engine.part_bytes,
+        concurrency: engine.concurrency,
+        over_cache: cache.is_some(),
+        ..ReadConfig::default()
+    };
+    if let Some(cache) = cache {
+        config.block_bytes = cache.block_bytes();
+    }
+    // A block is no larger than a part.
+    while config.block_bytes > config.part_bytes {
+        config.block_bytes /= 2;
+    }
+    config
+}
+
+/// Makes the directory. That it is there may show as an error: a mount whose server is gone.
+fn make(dir: &Path) -> Result<()> {
+    match std::fs::create_dir_all(dir) {
+        Err(error) if !fuse::is_mounted(dir) => Err(Error::io(dir, error)),
+        _ => Ok(()),
+    }
+}
+
+impl Umount {
+    pub(super) fn run(self) -> Result<Report> {
+        // The parent may be a link; the directory itself may not answer any more.
+        let dir = match (self.dir.parent(), self.dir.file_name()) {
+            (Some(parent), Some(name)) => {
+                let parent = if parent.as_os_str().is_empty() {
+                    Path::new(".")
+                } else {
+                    parent
+                };
+                parent
+                    .canonicalize()
+                    .map_err(|error| Error::io(parent, error))?
+                    .join(name)
+            }
+            _ => self
+                .dir
+                .canonicalize()
+                .map_err(|error| Error::io(&self.dir, error))?,
+        };
+        if !fuse::is_mounted(&dir) {
+            return Err(Error::config(
+                dir.display().to_string(),
+                "FastFile mode is not mounted here",
+            ));
+        }
+        fuse::unmount(&dir, self.lazy)?;
+        Ok(Report::default())
+    }
+}
+
+/// How mount(8) calls its helpers, in our own words: `mount.fuse.standpipe SOURCE DIR [-sfnv] [-o ..] [-t ..]`, and
+/// `standpipe SOURCE DIR [-o ..]` by way of mount.fuse.
+pub(super) fn as_helper(args: Vec<OsString>) -> Vec<OsString> {
+    let text = |at: usize| {
+        args.get(at)
+            .and_then(|arg| arg.to_str())
+            .unwrap_or_default()
+    };
+    let program = Path::new(text(0))
+        .file_name()
+        .and_then(|name| name.to_str());
+    let is_helper = matches!(program, Some("mount.standpipe" | "mount.fuse.standpipe"));
+    if !is_helper && !text(1).contains("://") {
+        return args;
+    }
+    let mut ours: Vec<OsString> = vec!["standpipe".into(), "mount".into(), "--daemon".into()];
+    let mut rest = args.into_iter().skip(1);
+    while let Some(arg) = rest.next() {
+        match arg.to_str() {
+            Some("-t" | "-N") => drop(rest.next()),
+            Some(flags)
+                if flags.len() > 1
+                    && flags.starts_with('-')
+                    && flags[1..].chars().all(|c| "sfnv".contains(c)) => {}
+            _ => ours.push(arg),
+        }
+    }
+    ours
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn helped(args: &[&str]) -> String {
+        let args = as_helper(args.iter().map(OsString::from).collect());
+        let args: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
+        args.join(" ")
+    }
+
+    #[test]
+    fn helpers_are_called_as_mount_calls_them() {
+        for (typed, meant) in [
+            (
+                &[
+                    "/sbin/mount.fuse.standpipe",
+                    "s3://b/p/",
+                    "/mnt",
+                    "-n",
+                    "-o",
+                    "ro,uid=1",
+                    "-t",
+                    "fuse.standpipe",
+                ][..],
+                "standpipe mount --daemon s3://b/p/ /mnt -o ro,uid=1",
+            ),
+            (
+                &["standpipe", "s3://b/p/", "/mnt", "-o", "rw"],
+                "standpipe mount --daemon s3://b/p/ /mnt -o rw",
+            ),
+            (&["standpipe", "ls", "s3://b/"], "standpipe ls s3://b/"),
+            (&["standpipe"], "standpipe"),
+        ] {
+            assert_eq!(helped(typed), meant);
+        }
+    }
+}

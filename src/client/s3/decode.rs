@@ -1,0 +1,124 @@
+//! Answers of requests that were signed by hand, read by the SDK's own parsers.
+//!
+//! An operation of the SDK is a plugin whose configuration holds the parser of its answers; it needs no client. So an
+//! answer means the same whichever way it came: the same XML is understood, the same is refused.
+
+use std::sync::LazyLock;
+
+use aws_sdk_s3::operation::head_object::{HeadObject, HeadObjectOutput};
+use aws_sdk_s3::operation::list_objects_v2::{ListObjectsV2, ListObjectsV2Output};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::runtime_plugin::RuntimePlugin;
+use aws_smithy_runtime_api::client::ser_de::{DeserializeResponse, SharedResponseDeserializer};
+use aws_smithy_types::config_bag::{ConfigBag, FrozenLayer};
+
+use super::protocol_of;
+use super::refusal::{self, Failure, Subject};
+
+static HEAD: LazyLock<Option<FrozenLayer>> = LazyLock::new(|| HeadObject::new().config());
+static LIST: LazyLock<Option<FrozenLayer>> = LazyLock::new(|| ListObjectsV2::new().config());
+
+/// Reads the answer to a HEAD.
+pub(super) fn head(
+    subject: Subject<'_>,
+    answer: &HttpResponse,
+) -> Result<HeadObjectOutput, Failure> {
+    read(&HEAD, subject, answer)
+}
+
+/// Reads a page of a listing.
+pub(super) fn listing(
+    subject: Subject<'_>,
+    answer: &HttpResponse,
+) -> Result<ListObjectsV2Output, Failure> {
+    let page = read(&LIST, subject, answer)?;
+    // The SDK's parser takes the end of the text for the end of the document: a page that was cut off would end the
+    // listing in silence.
+    if !is_whole(answer.body().bytes().unwrap_or_default()) {
+        return Err(protocol_of(subject, "a listing that breaks off").into());
+    }
+    Ok(page)
+}
+
+fn read<T: std::fmt::Debug + Send + Sync + 'static>(
+    operation: &Option<FrozenLayer>,
+    subject: Subject<'_>,
+    answer: &HttpResponse,
+) -> Result<T, Failure> {
+    let refused = || {
+        let body = answer.body().bytes().unwrap_or_default();
+        let status = answer.status().as_u16();
+        refusal::refused(subject, status, |name| answer.headers().get(name), body)
+    };
+    if !answer.status().is_success() {
+        return Err(refused());
+    }
+    let parser = operation
+        .as_ref()
+        .and_then(|layer| layer.load::<SharedResponseDeserializer>())
+        .ok_or_else(|| protocol_of(subject, "the SDK has no parser for it"))?;
+    let parsed = parser
+        .deserialize_nonstreaming_with_config(answer, &ConfigBag::base())
+        .map_err(|_| refused())?;
+    let output = parsed
+        .downcast::<T>()
+        .map_err(|_| protocol_of(subject, "the SDK's parser read something else"))?;
+    Ok(output)
+}
+
+/// Whether the root element is closed, be it empty.
+fn is_whole(document: &[u8]) -> bool {
+    let document = document.trim_ascii_end();
+    let is_one_empty_element =
+        || document.ends_with(b"/>") && !document.windows(2).any(|pair| pair == b"</");
+    document.ends_with(b"ListBucketResult>") || is_one_empty_element()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::object::ObjectUri;
+    use aws_smithy_types::body::SdkBody;
+
+    const PAGE: &str = "<?xml version=\"1.0\"?>\n\
+        <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name>\
+        <IsTruncated>false</IsTruncated><Contents><Key>a&amp;b</Key><Size>3</Size></Contents>\
+        <Contents><Key>c</Key><Size>4</Size></Contents></ListBucketResult>\n";
+
+    fn read_page(status: u16, body: &str) -> Result<ListObjectsV2Output, Failure> {
+        let uri = ObjectUri::s3("b", "p");
+        let answer = HttpResponse::new(status.try_into().unwrap(), SdkBody::from(body));
+        listing(Subject::of(&uri), &answer)
+    }
+
+    #[test]
+    fn a_page_is_read() {
+        let page = read_page(200, PAGE).unwrap();
+        let keys: Vec<_> = page.contents().iter().filter_map(|o| o.key()).collect();
+        assert_eq!(keys, ["a&b", "c"]);
+        assert!(read_page(200, "<ListBucketResult/>").is_ok());
+    }
+
+    #[test]
+    fn a_page_that_breaks_off_anywhere_is_an_error() {
+        for end in 0..PAGE.trim_end().len() {
+            let error = read_page(200, &PAGE[..end]).unwrap_err().error;
+            assert!(
+                matches!(*error, Error::Protocol { .. } | Error::Refused { .. }),
+                "{end}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_document_under_200_is_that_error() {
+        let body = "<Error><Code>SlowDown</Code><RequestId>R1</RequestId></Error>";
+        for status in [200, 503] {
+            let error = read_page(status, body).unwrap_err().error;
+            assert!(matches!(*error, Error::Throttled { .. }), "{error}");
+        }
+        let html = read_page(200, "<html><body>hello</body></html>").unwrap_err();
+        assert!(!html.error.to_string().is_empty());
+    }
+}
