@@ -652,7 +652,7 @@ fn trainer(client: Client, work: Work) -> Task {
 /// The unit is what a plain client needs for one GET in a fresh process. Both sides' clocks start at the same place:
 /// with the process (before it, in whoever starts it), or with the first thing that a client does, which is to connect
 /// for the one and to read its configuration for the other. LIST and GET are two units by nature; what is above is
-/// set-up, parsing, the first part's own time on the line (64 KiB at 20 ms/MiB are 0.04 units) and the FIFO.
+/// set-up, parsing, the first part's own time on the line (16 KiB at 20 ms/MiB are 0.01 units) and the FIFO.
 fn first_byte(sizes: Sizes) -> Row {
     let few = Objects {
         key: "few/".into(),
