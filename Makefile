@@ -2,7 +2,7 @@
 # Every cargo command of the checks uses one profile (dev) and one feature set, so no crate is compiled twice.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench soak lint fmt docs fixtures clean
+.PHONY: help setup demo test bench bench-fastfile soak lint fmt docs fixtures clean
 
 OUT ?= demo-out
 SOAK_BYTES ?= 100GiB
@@ -26,6 +26,12 @@ test: setup ## run every check; CI runs this and nothing else
 bench: ## measure this machine: criterion benches with their baselines in the same run (release build)
 	@sh scripts/setup build
 	cargo bench --locked --workspace --all-features --bench '*'
+
+bench-fastfile: ## the mount beside rclone, s3fs and local files; the numbers and the picture go to bench-out (release build)
+	@sh scripts/setup peers
+	@mkdir -p bench-out
+	cargo bench --locked --workspace --all-features --bench fastfile -- \
+	    --json $(CURDIR)/bench-out/fastfile.json --svg $(CURDIR)/bench-out/fastfile.svg
 
 soak: setup ## SOAK_BYTES=100GiB of data under a 5 % fault rate, in minutes (release build)
 	STANDPIPE_SOAK_BYTES=$(SOAK_BYTES) cargo nextest run --locked --cargo-profile release --workspace --all-features \

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON_FILES = ["scripts", "fixtures", "examples"]
+PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs"]
 WHOLE = ["--locked", "--workspace", "--all-features"]
 DENY_WARNINGS = ["--", "-D", "warnings"]
 

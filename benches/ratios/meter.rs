@@ -32,7 +32,12 @@ pub(crate) fn seconds_between(from_ns: u64, to_ns: u64) -> f64 {
 
 /// The most memory that this process has had.
 pub(crate) fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    peak_rss_bytes_of(std::process::id())
+}
+
+/// The most memory that a process has had.
+pub(crate) fn peak_rss_bytes_of(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
         .map_or(0, |kib| kib << 10)

@@ -27,7 +27,7 @@ use crate::world::s3_config;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A mount and the process that serves it.
-struct Mounted {
+pub(crate) struct Mounted {
     child: Child,
     dir: TempDir,
 }
@@ -65,7 +65,7 @@ fn is_alive(dir: &Path) -> bool {
 }
 
 impl Mounted {
-    fn at(server: &FakeS3, uri: &str, dir: TempDir, more: &[&str]) -> Self {
+    pub(crate) fn at(server: &FakeS3, uri: &str, dir: TempDir, more: &[&str]) -> Self {
         needs_fuse();
         let path = dir.path().to_str().unwrap().to_owned();
         let mut args = vec!["mount", uri, &path];
@@ -85,11 +85,11 @@ impl Mounted {
         Self { child, dir }
     }
 
-    fn new(server: &FakeS3, uri: &str) -> Self {
+    pub(crate) fn new(server: &FakeS3, uri: &str) -> Self {
         Self::at(server, uri, tempfile::tempdir().unwrap(), &[])
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
