@@ -27,7 +27,7 @@ bench: ## measure this machine: criterion benches with their baselines in the sa
 	@sh scripts/setup build
 	cargo bench --locked --workspace --all-features --bench '*'
 
-soak: setup ## SOAK_BYTES=100GiB of data under a 5 % fault rate, in minutes (release build)
+soak: setup ## SOAK_BYTES=100GiB under a 5 % fault rate, cat and pipe, plain and TLS, in minutes (release build)
 	STANDPIPE_SOAK_BYTES=$(SOAK_BYTES) cargo nextest run --locked --cargo-profile release --workspace --all-features \
 	    --profile soak -E 'test(/^soak::/)'
 
