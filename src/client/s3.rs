@@ -50,6 +50,7 @@ mod intake;
 mod listing;
 mod pages;
 mod refusal;
+mod session;
 mod setup;
 mod sign;
 mod stock;

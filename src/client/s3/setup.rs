@@ -36,6 +36,7 @@ use super::config::{S3Config, Transport, check_secrecy, check_url, is_loopback, 
 use super::credentials::CredentialCache;
 use super::refusal;
 use super::target::Rules;
+use super::session::TimedSessions;
 use crate::checksum::ChecksumPolicy;
 use crate::client::wire::{
     Endpoint, LazyTls, Wire, WireConfig, WireHttpClient, proxy_of, tls_config_with,
@@ -115,6 +116,7 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         Transport::Stock => http,
     };
     let mut sdk = sdk_builder(config, &sdk_config, http).force_path_style(path_style);
+    let http = SharedHttpClient::new(TimedSessions::new(http, config.progress_timeout));
     sdk.set_endpoint_url(endpoint_url.clone());
     match &credentials {
         Some(cache) => {
