@@ -33,7 +33,7 @@ bench-fastfile: ## the mount beside rclone, s3fs and local files; the numbers an
 	cargo bench --locked --workspace --all-features --bench fastfile -- \
 	    --json $(CURDIR)/bench-out/fastfile.json --svg $(CURDIR)/bench-out/fastfile.svg
 
-soak: setup ## SOAK_BYTES=100GiB of data under a 5 % fault rate, in minutes (release build)
+soak: setup ## SOAK_BYTES=100GiB under a 5 % fault rate, cat and pipe, plain and TLS, in minutes (release build)
 	STANDPIPE_SOAK_BYTES=$(SOAK_BYTES) cargo nextest run --locked --cargo-profile release --workspace --all-features \
 	    --profile soak -E 'test(/^soak::/)'
 

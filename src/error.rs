@@ -176,7 +176,7 @@ pub enum Error {
         reason: String,
     },
     /// No progress for the time allowed.
-    #[error("{uri}: no progress for {idle:?} at offset {offset}")]
+    #[error("{uri}: no progress for {idle:?} at offset {offset}{}", through(proxy.as_deref()))]
     Stalled {
         /// The object or prefix.
         uri: String,
@@ -184,6 +184,8 @@ pub enum Error {
         offset: u64,
         /// How long nothing came.
         idle: Duration,
+        /// The proxy that stands before the endpoint, and the variable that names it.
+        proxy: Option<Box<str>>,
     },
     /// The server's certificate was not accepted, or TLS failed.
     #[error("{endpoint}: TLS failed: {reason}")]
@@ -234,6 +236,10 @@ pub enum Error {
         /// Which task, and of which object where there is one.
         what: String,
     },
+}
+
+fn through(proxy: Option<&str>) -> String {
+    proxy.map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"))
 }
 
 impl Error {
@@ -399,6 +405,7 @@ mod tests {
             uri: "s3://b/k".into(),
             offset: 7,
             idle: Duration::from_secs(5),
+            proxy: None,
         };
         let error = Error::RetriesExhausted {
             attempts: 8,

@@ -102,6 +102,7 @@ mod tests {
             uri: "s3://b/k".into(),
             offset: 0,
             idle: std::time::Duration::ZERO,
+            proxy: None,
         };
         let errors = [
             (Error::config("--memory", "too small"), USAGE),

@@ -168,6 +168,7 @@ fn error(kind: FaultKind, uri: String, offset: u64) -> Error {
             uri,
             offset,
             idle: FaultClient::STALL,
+            proxy: None,
         },
         FaultKind::Throttled => Error::Throttled {
             uri,

@@ -50,6 +50,7 @@ mod intake;
 mod listing;
 mod pages;
 mod refusal;
+mod session;
 mod setup;
 mod sign;
 mod stock;
@@ -533,7 +534,7 @@ impl Shared {
             }
             None => self.page_through_sdk(&question, &bucket).await?,
         };
-        Ok(listing::page(prefix, &output)?)
+        Ok(listing::page(prefix, question.token, &output)?)
     }
 
     async fn page_through_sdk(

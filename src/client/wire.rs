@@ -432,7 +432,12 @@ impl Fault {
                 host: request.endpoint.host.to_string(),
                 source: Arc::new(source),
             },
-            Self::Stalled(idle) => Error::Stalled { uri, offset, idle },
+            Self::Stalled(idle) => Error::Stalled {
+                uri,
+                offset,
+                idle,
+                proxy: None,
+            },
             Self::Bad(reason) => Error::Protocol {
                 uri,
                 offset,

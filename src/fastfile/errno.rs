@@ -47,6 +47,7 @@ mod tests {
             uri: uri(),
             offset: 0,
             idle: Duration::from_secs(1),
+            proxy: None,
         };
         let cases = [
             (

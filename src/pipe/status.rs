@@ -171,6 +171,7 @@ mod tests {
             uri: "s3://b/k".into(),
             offset: 7,
             idle: Duration::from_secs(5),
+            proxy: None,
         };
         let error = Error::RetriesExhausted {
             attempts: 8,

@@ -352,3 +352,6 @@ impl Core {
         take
     }
 }
+
+#[cfg(test)]
+mod tests;

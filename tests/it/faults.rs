@@ -2,7 +2,7 @@
 //!
 //! One table: a condition, the operations it is tried on, and what the reader must see. The client is the one that
 //! ships, `Retry(Limit(S3))`, with shorter waits. After each case nothing may be left: no reserved byte, no request
-//! under way, no socket. A case that takes longer than [`PATIENCE`] hangs.
+//! under way, no socket; and after all of them no descriptor of any kind. A case that takes longer than [`PATIENCE`] hangs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -503,6 +503,10 @@ async fn conditions_of_large_bodies(wire: Wire, transport: Transport) {
 
 async fn conditions(wire: Wire, transport: Transport, len: u64, wanted: fn(Doing) -> bool) {
     let cases = table();
+    // What a process opens once and keeps is open from here on.
+    let control = right(Rule::new(Effect::Chunked), &[Whole]);
+    assert_eq!(run(wire, transport, &control, Whole, len).await, None);
+    let before = descriptors();
     let runs = cases.iter().flat_map(|case| {
         let doing = case.doing.iter().filter(|doing| wanted(**doing));
         doing.map(move |doing| run(wire, transport, case, *doing, len))
@@ -518,6 +522,13 @@ async fn conditions(wire: Wire, transport: Transport, len: u64, wanted: fn(Doing
         wrong.len(),
         wrong.join("\n")
     );
+    // Of each case the sockets were looked at; this is whatever else a fault may leave open.
+    eventually("no descriptor is left", || descriptors() == before).await;
+}
+
+/// Those of this process, which runs one test.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod faults;
 mod fixtures;
 mod hostile;
 mod layering;
+mod pages;
 mod pipe;
 mod prefetch;
 mod readers;

@@ -603,6 +603,50 @@ fn read_ahead_is_never_starved_by_consumers_that_wait() {
     });
 }
 
+/// Two consumers that always read, one of objects a quarter as large as the other's: while requests are what is
+/// scarce, both get the same bytes, and so one gets four times the requests.
+#[test]
+fn streams_share_the_requests_by_bytes_whatever_the_size_of_their_objects() {
+    const CONCURRENCY: usize = 20;
+    let sizes = [64 << 10, 256 << 10];
+    let memory = seeded(&sizes);
+    in_virtual_time(async {
+        let rest = Behaviour {
+            first_byte: Duration::from_millis(100),
+            ..Behaviour::default()
+        };
+        let schedule = Schedule {
+            rest,
+            ..Schedule::default()
+        };
+        let faulty = FaultClient::new(Arc::new(memory.clone()), schedule);
+        let knobs = Knobs {
+            parts_of_memory: 100,
+            concurrency: CONCURRENCY,
+            ..ROOMY
+        };
+        let engine = engine(Arc::new(faulty), knobs.config(2));
+        let read = async |object: usize| {
+            let meta = memory.head(&uri(object)).await.unwrap();
+            let endless = stream::repeat_with(move || Ok(meta.clone())).boxed();
+            let mut reader = engine.read_all(endless).unwrap();
+            let mut bytes = 0;
+            let reading = async {
+                loop {
+                    bytes += reader.next_chunk().await.unwrap().unwrap().bytes.len();
+                }
+            };
+            assert!(timeout(Duration::from_secs(5), reading).await.is_err());
+            bytes
+        };
+        let given = futures::join!(read(0), read(1));
+        // Each consumer may have taken the last round's parts, or not yet, and the smaller parts are the later ones.
+        let round = CONCURRENCY * sizes[1];
+        assert!(given.0.abs_diff(given.1) <= round, "{given:?}");
+        assert!(given.0.min(given.1) > 10 * round / 4, "{given:?}");
+    });
+}
+
 /// A window of one part would take one latency for each of the 33 parts.
 #[test]
 fn a_window_grows_when_its_consumer_stalls() {

@@ -12,6 +12,7 @@ use crate::conformance::content;
 mod address;
 mod credentials;
 mod express;
+mod listing;
 mod proxy;
 mod stub;
 

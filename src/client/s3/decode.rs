@@ -5,15 +5,20 @@
 
 use std::sync::LazyLock;
 
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::operation::head_object::{HeadObject, HeadObjectOutput};
 use aws_sdk_s3::operation::list_objects_v2::{ListObjectsV2, ListObjectsV2Output};
+use aws_smithy_runtime_api::client::interceptors::context::AfterDeserializationInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::runtime_plugin::RuntimePlugin;
 use aws_smithy_runtime_api::client::ser_de::{DeserializeResponse, SharedResponseDeserializer};
-use aws_smithy_types::config_bag::{ConfigBag, FrozenLayer};
+use aws_smithy_types::config_bag::FrozenLayer;
 
 use super::protocol_of;
 use super::refusal::{self, Failure, Subject};
+
+const BREAKS_OFF: &str = "a listing that breaks off";
 
 static HEAD: LazyLock<Option<FrozenLayer>> = LazyLock::new(|| HeadObject::new().config());
 static LIST: LazyLock<Option<FrozenLayer>> = LazyLock::new(|| ListObjectsV2::new().config());
@@ -35,9 +40,34 @@ pub(super) fn listing(
     // The SDK's parser takes the end of the text for the end of the document: a page that was cut off would end the
     // listing in silence.
     if !is_whole(answer.body().bytes().unwrap_or_default()) {
-        return Err(protocol_of(subject, "a listing that breaks off").into());
+        return Err(protocol_of(subject, BREAKS_OFF).into());
     }
     Ok(page)
+}
+
+/// The same for listings that the SDK asks for itself, over the stock transport.
+#[derive(Debug)]
+pub(super) struct WholeListings;
+
+#[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
+impl Intercept for WholeListings {
+    fn name(&self) -> &'static str {
+        "WholeListings"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let is_listing = matches!(context.output_or_error(), Ok(output) if output.downcast_ref::<ListObjectsV2Output>().is_some());
+        let body = context.response().body().bytes().unwrap_or_default();
+        match is_listing && !is_whole(body) {
+            true => Err(BREAKS_OFF.into()),
+            false => Ok(()),
+        }
+    }
 }
 
 fn read<T: std::fmt::Debug + Send + Sync + 'static>(

@@ -18,8 +18,13 @@ pub(super) struct Page {
     pub(super) next_token: Option<String>,
 }
 
-/// Reads an answer. Objects and prefixes of a page are merged into the order of their keys, as the server counts them.
-pub(super) fn page(prefix: &ObjectUri, output: &ListObjectsV2Output) -> Result<Page> {
+/// Reads the answer to a request for the page of `token`. Objects and prefixes of a page are merged into the order of
+/// their keys, as the server counts them.
+pub(super) fn page(
+    prefix: &ObjectUri,
+    token: Option<&str>,
+    output: &ListObjectsV2Output,
+) -> Result<Page> {
     let encoded = is_encoded(output);
     let objects = output
         .contents()
@@ -35,7 +40,7 @@ pub(super) fn page(prefix: &ObjectUri, output: &ListObjectsV2Output) -> Result<P
     }
     Ok(Page {
         entries,
-        next_token: next_token(prefix, output)?,
+        next_token: next_token(prefix, token, output)?,
     })
 }
 
@@ -64,12 +69,21 @@ fn could_be_encoded(text: &str) -> bool {
     })
 }
 
-/// A listing that is said to go on but does not say where would end early in silence.
-fn next_token(prefix: &ObjectUri, output: &ListObjectsV2Output) -> Result<Option<String>> {
+/// A listing that is said to go on but does not say where would end early in silence; one that goes on where it is
+/// would never end.
+fn next_token(
+    prefix: &ObjectUri,
+    asked: Option<&str>,
+    output: &ListObjectsV2Output,
+) -> Result<Option<String>> {
     if !output.is_truncated().unwrap_or(false) {
         return Ok(None);
     }
     match output.next_continuation_token() {
+        Some(token) if asked == Some(token) => Err(bad_listing(
+            prefix,
+            "it goes on with the page that was asked for: the same continuation token",
+        )),
         Some(token) if !token.is_empty() => Ok(Some(token.into())),
         _ => Err(bad_listing(
             prefix,
@@ -156,7 +170,7 @@ mod tests {
     }
 
     fn keys(output: &ListObjectsV2Output) -> Vec<String> {
-        let page = page(&ObjectUri::s3("b", ""), output).unwrap();
+        let page = page(&ObjectUri::s3("b", ""), None, output).unwrap();
         page.entries
             .iter()
             .map(|entry| key_of(entry).to_owned())
@@ -197,7 +211,7 @@ mod tests {
     #[test]
     fn a_listing_never_ends_early_in_silence() {
         let output = ListObjectsV2Output::builder().is_truncated(true).build();
-        let error = page(&ObjectUri::s3("b", "p"), &output).unwrap_err();
+        let error = page(&ObjectUri::s3("b", "p"), None, &output).unwrap_err();
         assert!(
             error.is_retryable() && error.to_string().contains("s3://b/p"),
             "{error}"

@@ -269,6 +269,9 @@ where
     if let Some(lookup) = find::<LookupFailed>(error) {
         return lookup.to_error(subject).into();
     }
+    if let Some(stopped) = find::<Stopped>(error) {
+        return no_progress(subject, stopped.idle).into();
+    }
     let timeout = matches!(error, SdkError::TimeoutError(_));
     match error {
         SdkError::ResponseError(_) if is_broken_off(error) => Error::Network {
@@ -348,6 +351,13 @@ impl LookupFailed {
     }
 }
 
+/// An answer that had begun did not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing more came for {idle:?}")]
+pub(super) struct Stopped {
+    pub(super) idle: Duration,
+}
+
 /// A connection that was closed before an answer came is a transport's failure, whatever hyper calls it.
 fn is_transient(error: &(dyn StdError + 'static)) -> bool {
     find::<std::io::Error>(error).is_some()
@@ -361,14 +371,11 @@ fn is_broken_off(error: &(dyn StdError + 'static)) -> bool {
 
 fn stalled(subject: Subject<'_>, config: &S3Config, error: &(dyn StdError + 'static)) -> Error {
     let connecting = with_causes(error).contains("connect");
-    Error::Stalled {
-        uri: subject.uri.to_string(),
-        offset: subject.offset,
-        idle: match connecting {
-            true => config.connect_timeout,
-            false => config.first_byte_timeout,
-        },
-    }
+    let idle = match connecting {
+        true => config.connect_timeout,
+        false => config.first_byte_timeout,
+    };
+    no_progress(subject, idle)
 }
 
 /// A body that broke while it was read.
@@ -386,6 +393,7 @@ pub(super) fn no_progress(subject: Subject<'_>, idle: Duration) -> Error {
         uri: subject.uri.to_string(),
         offset: subject.offset,
         idle,
+        proxy: None,
     }
 }
 
@@ -401,6 +409,7 @@ pub(super) fn through_proxy(proxy: &str, mut error: Error) -> Error {
         Error::Protocol { reason, .. } | Error::Tls { reason, .. } => {
             *reason = format!("{reason} ({note})");
         }
+        Error::Stalled { proxy: named, .. } => *named = Some(proxy.into()),
         Error::NotFound { answer, .. }
         | Error::PermissionDenied { answer, .. }
         | Error::Throttled { answer, .. }
@@ -625,6 +634,12 @@ mod tests {
         );
         let of_s3 = error(403, "AccessDenied");
         assert_eq!(named(of_s3.clone()).to_string(), of_s3.to_string());
+        let text = named(no_progress(Subject::of(&uri()), Duration::from_secs(5))).to_string();
+        assert!(text.contains("no progress for 5s"), "{text}");
+        assert!(
+            text.contains("the proxy http://p:1 of HTTPS_PROXY"),
+            "{text}"
+        );
         let uri = uri();
         let of_proxy = refused(Subject::of(&uri), 502, |_| None, b"<html>");
         let text = named(*of_proxy.error).to_string();

@@ -34,7 +34,9 @@ use rustls::pki_types::pem::PemObject;
 use super::checksum_mode::ChecksumMode;
 use super::config::{S3Config, Transport, check_secrecy, check_url, is_loopback, needs_path_style};
 use super::credentials::CredentialCache;
+use super::decode::WholeListings;
 use super::refusal;
+use super::session::TimedSessions;
 use super::target::Rules;
 use crate::checksum::ChecksumPolicy;
 use crate::client::wire::{
@@ -114,6 +116,7 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         Transport::Direct => SharedHttpClient::new(WireHttpClient::new(wire.clone(), http)),
         Transport::Stock => http,
     };
+    let http = SharedHttpClient::new(TimedSessions::new(http, config.progress_timeout));
     let mut sdk = sdk_builder(config, &sdk_config, http).force_path_style(path_style);
     sdk.set_endpoint_url(endpoint_url.clone());
     match &credentials {
@@ -236,6 +239,7 @@ fn sdk_builder(
         // Bytes are checked once, by us, while they are in the cache.
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
+    builder = builder.interceptor(WholeListings);
     if config.checksums != ChecksumPolicy::Off {
         builder = builder.interceptor(ChecksumMode);
     }

@@ -660,6 +660,55 @@ mod sdk {
         server.await.unwrap();
     }
 
+    /// CreateSession, for one, is sent in the task of the GET that needs it: its answer is for the SDK alone.
+    #[tokio::test]
+    async fn of_what_is_sent_in_a_marked_task_only_the_gets_of_objects_fill_the_part() {
+        let session = "<CreateSessionResult><Credentials><SessionToken>t</SessionToken><SecretAccessKey>s</SecretAccessKey>\
+            <AccessKeyId>a</AccessKeyId><Expiration>2100-01-01T00:00:00Z</Expiration></Credentials></CreateSessionResult>";
+        let others = [
+            ok(b"<ListBucketResult></ListBucketResult>"),
+            ok(b"<Tagging><TagSet></TagSet></Tagging>"),
+            ok(session.as_bytes()),
+            say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"),
+        ];
+        let others = others.into_iter().flat_map(|answer| [Request, answer]);
+        let (endpoint, _server) = play(vec![
+            others.chain([Hold]).collect(),
+            vec![Request, object("body"), Hold],
+        ])
+        .await;
+        let wire = wire();
+        let client = client(&wire, &endpoint);
+        let slot = slot(4);
+        let calls = async {
+            let bucket = "b";
+            // Its key and its prefix look like the mark of a GET of an object.
+            let list = client
+                .list_objects_v2()
+                .bucket(bucket)
+                .prefix("x-id=GetObject");
+            list.send().await.unwrap();
+            let tags = client
+                .get_object_tagging()
+                .bucket(bucket)
+                .key("x-id=GetObject");
+            tags.send().await.unwrap();
+            let session = client.create_session().bucket(bucket).send().await.unwrap();
+            assert_eq!(session.credentials().unwrap().access_key_id(), "a");
+            let head = client.head_object().bucket(bucket).key("k");
+            assert_eq!(head.send().await.unwrap().content_length(), Some(4));
+        };
+        with_dest(slot.clone(), calls).await;
+        assert_eq!(counts(&wire), (0, 0, 0));
+        let dest = slot.take().unwrap();
+        assert!(dest.outcome.is_none() && dest.part.filled().is_empty());
+        let slot = DestSlot::new(dest);
+        let get = client.get_object().bucket("b").key("k").send();
+        with_dest(slot.clone(), get).await.unwrap();
+        assert_eq!(slot.take().unwrap().part.filled(), b"body");
+        assert_eq!(counts(&wire), (1, 0, 0));
+    }
+
     #[tokio::test]
     async fn everything_else_goes_to_the_sdks_own_client() {
         let list = "<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>";

@@ -3,6 +3,7 @@
 //! The server checks the service of each signature, the session's token and the bucket that it is for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fake_s3::{CredentialKind, Credentials, Effect, FakeS3, LogEntry, Operation, Rule};
 use futures::TryStreamExt;
@@ -10,6 +11,7 @@ use standpipe::buffer::PartBuf;
 use standpipe::client::{AccessKey, Depth, ListEntry, ObjectClient, S3Client, S3Config, Transport};
 use standpipe::error::{Error, Result};
 use standpipe::object::{ByteRange, ObjectId, ObjectUri};
+use tokio::time::timeout;
 
 use crate::conformance::content;
 
@@ -30,6 +32,16 @@ fn server(session_s: i64) -> FakeS3 {
 }
 
 async fn client(server: &FakeS3, transport: Transport, secret: &str) -> S3Client {
+    let patience = S3Config::default().progress_timeout;
+    client_within(server, transport, secret, patience).await
+}
+
+async fn client_within(
+    server: &FakeS3,
+    transport: Transport,
+    secret: &str,
+    progress_timeout: Duration,
+) -> S3Client {
     let config = S3Config {
         endpoint_url: Some(server.endpoint()),
         region: Some("us-east-1".into()),
@@ -39,6 +51,7 @@ async fn client(server: &FakeS3, transport: Transport, secret: &str) -> S3Client
             session_token: None,
         }),
         transport,
+        progress_timeout,
         ..S3Config::default()
     };
     S3Client::connect(config, Arc::default()).await.unwrap()
@@ -151,6 +164,31 @@ async fn a_session_that_is_refused_says_why() {
             assert!(matches!(error, Error::PermissionDenied { .. }), "{error:?}");
             assert!(text.contains("SignatureDoesNotMatch"), "{text}");
             assert!(text.contains(size.0), "{text}");
+        }
+    }
+}
+
+/// Nobody else sets a limit on it: the SDK collects the answer, and each request to the bucket waits for the session.
+#[tokio::test]
+async fn a_session_whose_answer_stops_is_a_stall_and_not_a_hang() {
+    let server = server(300);
+    for transport in [Transport::Direct, Transport::Stock] {
+        for size in SIZES {
+            for at_byte in [1, 200] {
+                let patience = Duration::from_millis(200);
+                let client = client_within(&server, transport, "SK", patience).await;
+                let stall = Rule::new(Effect::Stall {
+                    at_byte,
+                    ms: 600_000,
+                });
+                server.script("", vec![stall.operations(&[Operation::Bucket]).times(1)]);
+                let answer = timeout(Duration::from_secs(20), read(&client, size)).await;
+                let error = answer.expect("no hang").unwrap_err();
+                let is_right = matches!(&error, Error::Stalled { idle, .. } if *idle == patience);
+                assert!(is_right && error.is_retryable(), "{error:?}");
+                server.clear_script();
+                read(&client, size).await.unwrap();
+            }
         }
     }
 }

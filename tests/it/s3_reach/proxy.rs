@@ -1,7 +1,14 @@
 //! Proxies, as the environment names them. Hosts that are made up lead to the scripted server, through the proxy only.
 
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
 use base64::Engine as _;
 use fake_s3::{Credentials, FakeS3};
+use standpipe::client::{ObjectClient, S3Client, S3Config};
+use standpipe::error::Error;
+use standpipe::object::ObjectUri;
 
 use super::stub::Stub;
 use super::{KEY, SECRET, bytes, cat, code, put_both, text};
@@ -134,4 +141,51 @@ fn a_proxy_that_refuses_is_named() {
         }
         assert!(!proxy.seen().is_empty());
     }
+}
+
+/// Set in the process that the next test starts: variables are process-wide, and no flag makes a command as impatient.
+const ASKING: &str = "STANDPIPE_TEST_ASKING_A_PROXY";
+
+/// Asks an impatient client for an object behind a proxy, and prints the error.
+fn ask() {
+    let config = S3Config {
+        endpoint_url: Some("http://store.example".into()),
+        region: Some("us-east-1".into()),
+        anonymous: true,
+        first_byte_timeout: Duration::from_millis(200),
+        ..S3Config::default()
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = S3Client::connect(config, Arc::default()).await.unwrap();
+        let error = client.head(&ObjectUri::s3("bucket", "key")).await;
+        let error = error.unwrap_err();
+        eprintln!("{error}");
+        assert!(matches!(error, Error::Stalled { .. }), "{error:?}");
+    });
+}
+
+/// The kernel takes the connection, and nobody ever answers.
+#[test]
+fn a_proxy_that_says_nothing_is_named() {
+    if std::env::var_os(ASKING).is_some() {
+        return ask();
+    }
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap();
+    let this = "s3_reach::proxy::a_proxy_that_says_nothing_is_named";
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([this, "--exact", "--nocapture"])
+        .env(ASKING, "1")
+        .env("HTTP_PROXY", format!("http://user:word@{addr}"))
+        .env_remove("http_proxy")
+        .env_remove("NO_PROXY")
+        .env_remove("no_proxy")
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let name = format!("(through the proxy http://{addr} of HTTP_PROXY)");
+    assert!(said.contains("no progress for 200ms"), "{said}");
+    assert!(said.contains(&name) && !said.contains("word"), "{said}");
 }

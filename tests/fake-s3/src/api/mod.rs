@@ -73,14 +73,15 @@ pub(crate) fn handle(
         );
         return exchange.fail(error);
     }
-    if exchange.operation == Operation::List && response.status == 200 {
-        return break_listing(exchange, response);
+    let is_document = matches!(exchange.operation, Operation::List | Operation::Bucket);
+    if is_document && response.status == 200 {
+        return break_document(exchange, response);
     }
     response
 }
 
-/// A listing's document can break at a byte like an object: then it is sent like one.
-fn break_listing(exchange: &mut Exchange<'_>, mut response: Response) -> Response {
+/// A listing or a session can break at a byte like an object: then it is sent like one.
+fn break_document(exchange: &mut Exchange<'_>, mut response: Response) -> Response {
     let Answered::Bytes(document) = &response.body else {
         return response;
     };
