@@ -17,9 +17,12 @@ const MARK_ROW: f64 = 22.0;
 /// Sans-serif letters of 14 px are about so wide on average.
 const LETTER: f64 = 7.4;
 
-/// The last line's width, and how much wider each before it is where lines may run over each other: all stay visible.
+/// Width of a line.
 const LINE: f64 = 3.0;
-const WIDER: f64 = 2.0;
+
+/// Lines that may coincide: the last one's width, and how much wider each before it is, so that all stay visible.
+const NARROWEST: f64 = 2.0;
+const WIDER: f64 = 1.5;
 
 /// Colours that colour-blind readers tell apart (Okabe and Ito).
 pub(super) const COLOURS: [&str; 6] = [
@@ -135,7 +138,7 @@ impl Chart {
         for (index, entry) in self.lines.iter().enumerate() {
             let colour = COLOURS[index % COLOURS.len()];
             let width = match entry.dots {
-                true => LINE + WIDER * (self.lines.len() - 1 - index) as f64,
+                true => NARROWEST + WIDER * (self.lines.len() - 1 - index) as f64,
                 false => LINE,
             };
             let mut path = String::new();
@@ -153,7 +156,7 @@ impl Chart {
                     "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{:.1}\" fill=\"{colour}\"/>",
                     scale.x(*x),
                     scale.y(*y),
-                    width / 2.0 + WIDER
+                    width / 2.0 + NARROWEST
                 );
             }
         }

@@ -190,15 +190,19 @@ pub(super) fn table(results: &Results) -> String {
     );
     for (name, points) in [("bare", &results.ceiling), ("engine", &results.engine)] {
         for point in points {
+            // None where no request was answered in the time, or files are read.
+            let first_byte = match point.first_byte_p50_ms > 0.0 {
+                true => format!("{:.1} ms", point.first_byte_p50_ms),
+                false => "-".into(),
+            };
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
-                "{name:<10}{:>10}{:>12}{:>14}{:>10.2}{:>13.1} ms",
+                "{name:<10}{:>10}{:>12}{:>14}{:>10.2}{first_byte:>16}",
                 Size(point.part_bytes).to_string(),
                 point.concurrency,
                 format!("{}/s", human(point.bytes_per_second)),
-                point.cores_used,
-                point.first_byte_p50_ms
+                point.cores_used
             );
         }
     }
@@ -269,6 +273,19 @@ mod tests {
             assert_eq!(judgement.limit, Limit::Link);
             assert!(!judgement.text().contains("NaN"), "{}", judgement.text());
         }
+    }
+
+    #[test]
+    fn a_first_byte_that_nobody_saw_is_no_zero() {
+        let mut results = Results {
+            what: "s3://b/".into(),
+            parts: &[8 << 20],
+            ceiling: series(&[50.0]),
+            engine: vec![],
+        };
+        assert!(table(&results).ends_with(" 30.0 ms\n"));
+        results.ceiling[0].first_byte_p50_ms = 0.0;
+        assert!(table(&results).ends_with(" -\n"));
     }
 
     #[test]

@@ -59,6 +59,8 @@ fn check_rows(told: &Value, each: f64, total: f64) {
         let wanted = (number(&row["concurrency"]) * each).min(total);
         let rate = number(&row["bytes_per_second"]);
         assert!(around(wanted).contains(&rate), "{wanted} is due: {row}");
+        // Of requests that never end as well.
+        assert!(number(&row["first_byte_p50_ms"]) > 0.0, "{row}");
     }
 }
 
