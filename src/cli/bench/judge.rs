@@ -18,6 +18,9 @@ const STILL_GROWS: f64 = std::f64::consts::SQRT_2;
 /// A process that uses this share of the cores has no more to give.
 const CPU_BOUND: f64 = 0.85;
 
+/// Whatever else runs on this host, there is little left of its processors.
+const HOST_BUSY: f64 = 0.9;
+
 /// A request that waits for its first byte for so much of its time gains more from larger parts than from a faster
 /// connection.
 const MOSTLY_WAITS: f64 = 0.5;
@@ -166,20 +169,30 @@ impl Judgement {
     }
 }
 
-/// What must be known of figures that came about in too short a time.
+/// What must be known of the figures before they are believed.
 pub(super) fn doubt(results: &Results) -> String {
     let points = || results.ceiling.iter().chain(&results.engine);
     let rough = points()
         .filter(|point| point.seconds < ROUGH_SECONDS)
         .count();
-    match rough {
-        0 => String::new(),
-        _ => format!(
-            "--max-bytes ended {rough} of {} runs within {:.0} ms after the warm-up: their figures are rough.\n",
+    let mut text = String::new();
+    if rough > 0 {
+        let _ = writeln!(
+            text,
+            "{rough} of {} runs ended within {:.0} ms after the warm-up: their figures are rough (more --max-bytes helps).",
             points().count(),
             ROUGH_SECONDS * 1e3
-        ),
+        );
     }
+    let busy = fastest(&results.ceiling).and_then(|point| point.host_busy);
+    if let Some(busy) = busy.filter(|busy| *busy >= HOST_BUSY) {
+        let _ = writeln!(
+            text,
+            "All processors of this host were {:.0}% busy meanwhile, other programs included: that may be the limit.",
+            busy * 100.0
+        );
+    }
+    text
 }
 
 /// All figures.
@@ -221,6 +234,7 @@ mod tests {
             bytes_per_second: mib_per_second * f64::from(1 << 20),
             seconds: 1.0,
             cores_used: 0.5,
+            host_busy: Some(0.4),
             first_byte_p50_ms: 30.0,
             get_bytes: part_mib << 20,
             throttles: 0,
@@ -298,7 +312,21 @@ mod tests {
         };
         assert_eq!(doubt(&results), "");
         results.engine[0].seconds = 0.02;
-        assert!(doubt(&results).contains("ended 1 of 3 runs within 100 ms"));
+        assert!(doubt(&results).starts_with("1 of 3 runs ended within 100 ms"));
+    }
+
+    #[test]
+    fn a_host_that_is_busy_with_other_work_is_told() {
+        let mut results = Results {
+            what: "s3://b/".into(),
+            parts: &[8 << 20],
+            ceiling: series(&[50.0, 100.0]),
+            engine: vec![],
+        };
+        results.ceiling[0].host_busy = Some(1.0);
+        assert_eq!(doubt(&results), "", "it was the slower of the two");
+        results.ceiling[1].host_busy = Some(0.97);
+        assert!(doubt(&results).contains("97% busy"));
     }
 
     proptest! {

@@ -45,6 +45,8 @@ pub(super) struct Point {
     pub(super) seconds: f64,
     /// CPU seconds of this process per second.
     pub(super) cores_used: f64,
+    /// The share of the time in which this host's processors were busy, with all programs' work; where that is known.
+    pub(super) host_busy: Option<f64>,
     pub(super) first_byte_p50_ms: f64,
     /// Mean size of a GET: a part, or less where objects are smaller or end.
     pub(super) get_bytes: u64,
@@ -58,6 +60,14 @@ struct Reading {
     at: Instant,
     bytes: u64,
     cpu: Duration,
+    host: Option<HostTicks>,
+}
+
+/// What all processors of this host did since it was started.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct HostTicks {
+    idle: u64,
+    all: u64,
 }
 
 /// What happened between two of them.
@@ -66,6 +76,7 @@ struct Rates {
     seconds: f64,
     bytes_per_second: f64,
     cores_used: f64,
+    host_busy: Option<f64>,
 }
 
 impl Reading {
@@ -74,6 +85,9 @@ impl Reading {
             at: Instant::now(),
             bytes: metrics.bytes_received.get(),
             cpu: cpu_time(),
+            host: std::fs::read_to_string("/proc/stat")
+                .ok()
+                .and_then(|stat| HostTicks::of(&stat)),
         }
     }
 
@@ -83,7 +97,34 @@ impl Reading {
             seconds,
             bytes_per_second: (end.bytes - self.bytes) as f64 / seconds,
             cores_used: end.cpu.saturating_sub(self.cpu).as_secs_f64() / seconds,
+            host_busy: self
+                .host
+                .zip(end.host)
+                .and_then(|(from, to)| from.busy_until(to)),
         }
+    }
+}
+
+impl HostTicks {
+    /// From the text of /proc/stat.
+    fn of(stat: &str) -> Option<Self> {
+        let line = stat.lines().next()?.strip_prefix("cpu ")?;
+        let ticks: Vec<u64> = line
+            .split_whitespace()
+            .map_while(|n| n.parse().ok())
+            // The two after these are guests', and counted among the first.
+            .take(8)
+            .collect();
+        // The fourth is idle, the fifth idle until a disk answers.
+        Some(Self {
+            idle: ticks.get(3)? + ticks.get(4)?,
+            all: ticks.iter().sum(),
+        })
+    }
+
+    fn busy_until(self, end: Self) -> Option<f64> {
+        let all = end.all.checked_sub(self.all).filter(|all| *all > 0)?;
+        Some(1.0 - end.idle.saturating_sub(self.idle) as f64 / all as f64)
     }
 }
 
@@ -117,6 +158,7 @@ pub(super) fn run(
         bytes_per_second: rates.bytes_per_second,
         seconds: rates.seconds,
         cores_used: rates.cores_used,
+        host_busy: rates.host_busy,
         first_byte_p50_ms: snapshot.first_byte_p50_us as f64 / 1e3,
         get_bytes,
         throttles: snapshot.throttles,
@@ -126,21 +168,25 @@ pub(super) fn run(
 
 /// Lets `work` go on for the warm-up and for the time that is measured; then it is cut off where it is.
 async fn watch(mut work: JoinSet<Error>, metrics: &Metrics, share: Share) -> Result<Rates> {
-    let begun = Instant::now();
     let warm_up = Share {
         time: share.time / WARM_UP,
         bytes: share.bytes / u64::from(WARM_UP),
     };
-    spend(&mut work, metrics, begun, warm_up).await?;
+    spend(&mut work, metrics, Instant::now(), warm_up).await?;
     let warm = Reading::now(metrics);
-    spend(&mut work, metrics, begun, share).await?;
+    // From here, however late a busy processor came to it.
+    let rest = Share {
+        time: share.time - warm_up.time,
+        ..share
+    };
+    spend(&mut work, metrics, warm.at, rest).await?;
     let end = Reading::now(metrics);
     // Not before the sockets are closed does the next run have the link for itself.
     work.shutdown().await;
     Ok(warm.until(&end))
 }
 
-/// Waits until `share` of a run that began at `begun` is used up, or the work fails.
+/// Waits until the time since `begun` or the bytes since the run's start are used up, or the work fails.
 async fn spend(
     work: &mut JoinSet<Error>,
     metrics: &Metrics,
@@ -264,19 +310,24 @@ mod tests {
             at,
             bytes: 512 << 20,
             cpu: Duration::from_secs(3),
+            host: HostTicks::of("cpu  100 0 20 300 10 0 5 0 7 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"),
         };
         let end = Reading {
             at: at + Duration::from_millis(500),
             bytes: 532 << 20,
             cpu: Duration::from_millis(3250),
+            host: HostTicks::of("cpu  150 5 40 320 15 0 5 0 9 0\n"),
         };
         assert_eq!(
             warm.until(&end),
             Rates {
                 seconds: 0.5,
                 bytes_per_second: f64::from(40 << 20),
-                cores_used: 0.5
+                cores_used: 0.5,
+                host_busy: Some(0.75)
             }
         );
+        assert_eq!(HostTicks::of(""), None);
+        assert_eq!(warm.host.unwrap().busy_until(warm.host.unwrap()), None);
     }
 }

@@ -112,7 +112,7 @@ fn it_stays_within_its_bytes_and_recommends_flags() {
     for part in [
         "The limit: ",
         "--part-size ",
-        "--max-bytes ended ",
+        "runs ended within 100 ms",
         "figures are rough",
     ] {
         assert!(told.contains(part), "{part:?} is not in {told}");
