@@ -2,13 +2,16 @@
 //!
 //! Two series of short runs. First bare ranged GETs that throw the bytes away, with more and more of them in flight:
 //! the ceiling, with nothing of the engine in it. Then the engine, in order, for several part sizes and concurrencies.
-//! Every run has its share of the time and of the bytes, so the whole is bounded before it begins.
+//! [`plan`] says which, and gives each run its share of the time and of the bytes; [`measure`] makes one run; [`judge`]
+//! says what the figures mean; a bar shows on a terminal how far it is.
 
 mod judge;
 mod measure;
+mod plan;
+mod watch;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use fake_s3::{FakeS3, Latency, Shape};
@@ -20,7 +23,6 @@ use super::report::{Report, counted};
 use super::size::human;
 use super::stdout::settle;
 use super::{Context, Size, connect};
-use crate::client::ObjectClient;
 use crate::error::{Error, Result};
 use crate::input::{Lookup, Source};
 use crate::object::ObjectMeta;
@@ -28,18 +30,8 @@ use crate::prefetch::PrefetchConfig;
 use crate::runtime;
 
 use measure::Point;
-
-/// Requests in flight that are tried bare: up to what 25 Gb/s take at S3's latency.
-const CEILING: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
-/// Size of the bare requests: the engine's default part.
-const CEILING_PART_BYTES: u64 = 8 << 20;
-/// Part sizes and concurrencies that are tried through the engine.
-const PARTS: [u64; 3] = [2 << 20, 8 << 20, 16 << 20];
-const CONCURRENCIES: [usize; 3] = [8, 32, 64];
-/// An engine's run is worth two bare ones: it begins cold, with connections and memory of its own.
-const ENGINE_SHARES: u32 = 2;
-const SHARES: u32 =
-    CEILING.len() as u32 + ENGINE_SHARES * (PARTS.len() * CONCURRENCIES.len()) as u32;
+use plan::{Grid, LEAST_SECONDS, Reader};
+use watch::Watch;
 
 /// Objects that are looked at: enough to read from, and one page of a listing.
 const MOST_OBJECTS: usize = 1000;
@@ -51,9 +43,9 @@ const DOLLARS_PER_REQUEST: f64 = 0.4e-6;
 const USAGE: &str = "standpipe bench [OPTIONS] <URI>\n       standpipe bench [OPTIONS] --synthetic";
 
 const NOTES: &str = "\
-Reads at most --max-bytes in at most about --seconds and throws everything away. The objects should be
-large and many: if they are not enough they are read again. Transfer out of the bucket's region costs
-money.";
+Reads for --seconds, or about --max-bytes if that is less, and throws everything away. In less than 10
+seconds fewer settings are tried. The objects should be large and many: if they are not enough they are
+read again. Transfer out of the bucket's region costs money.";
 
 /// Measure what this host gets out of an endpoint, and which flags to use
 #[derive(Debug, Args)]
@@ -65,10 +57,10 @@ pub(super) struct Bench {
     /// Measure against a built-in server on loopback that has S3's latency
     #[arg(long)]
     synthetic: bool,
-    /// Time for all measurements
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// Time for all measurements, 4 to 3600
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(LEAST_SECONDS..=3600))]
     seconds: u64,
-    /// Bytes to read, at most
+    /// Bytes to read, at most about
     #[arg(long, value_name = "SIZE", default_value_t = Size(16 << 30))]
     max_bytes: Size,
     /// Where to write bench.svg and bench.html
@@ -76,17 +68,12 @@ pub(super) struct Bench {
     out: PathBuf,
 }
 
-/// What each run may use.
-#[derive(Debug, Clone, Copy)]
-struct Share {
-    time: Duration,
-    bytes: u64,
-}
-
 /// All that was measured.
 #[derive(Debug)]
 struct Results {
     what: String,
+    /// Part sizes that the engine was tried with.
+    parts: &'static [u64],
     ceiling: Vec<Point>,
     engine: Vec<Point>,
 }
@@ -111,15 +98,16 @@ impl Bench {
         };
         let objects = objects(&connect(&PrefetchConfig::default())?.0, &uri)?;
         self.announce(context, &objects);
-        let results = self.measure(&uri, &objects, connect)?;
+        let results = self.measure(context, &uri, &objects, connect)?;
         self.report(context, &results)
     }
 
-    fn shares(&self, of: u32) -> Share {
-        Share {
-            time: Duration::from_secs(self.seconds) * of / SHARES,
-            bytes: self.max_bytes.0 * u64::from(of) / u64::from(SHARES),
-        }
+    fn time(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+
+    fn grid(&self) -> &'static Grid {
+        Grid::within(self.time())
     }
 
     /// What it will cost, before it does.
@@ -127,44 +115,48 @@ impl Bench {
         if context.output.quiet || context.output.json {
             return;
         }
-        let bytes: u64 = objects.iter().map(|meta| meta.size_bytes).sum();
-        // No request is smaller than the smallest part, or an object.
-        let mean = bytes / objects.len().max(1) as u64;
-        let requests = self.max_bytes.0 / mean.clamp(1, PARTS[0]);
+        let sizes: Vec<u64> = objects.iter().map(|meta| meta.size_bytes).collect();
+        let requests = self.grid().requests(&sizes, self.max_bytes.0);
+        let (shortest, longest) = self.grid().run_times(self.time());
         eprintln!(
-            "{} with {}: at most {} in {} s, at most {requests} GETs (${:.4} at S3's price)",
+            "{} with {}: {} settings of {:.1} to {:.1} s, {} s in all; at most about {} and {requests} GETs (${:.4} at S3's price)",
             counted(objects.len() as u64, "object"),
-            human(bytes as f64),
-            human(self.max_bytes.0 as f64),
+            human(sizes.iter().sum::<u64>() as f64),
+            self.grid().settings().len(),
+            shortest.as_secs_f64(),
+            longest.as_secs_f64(),
             self.seconds,
+            human(self.max_bytes.0 as f64),
             requests as f64 * DOLLARS_PER_REQUEST
         );
     }
 
     fn measure(
         &self,
+        context: &Context,
         uri: &Source,
         objects: &[ObjectMeta],
         connect: impl Fn(&PrefetchConfig) -> Result<(measure::Client, measure::Counters)>,
     ) -> Result<Results> {
         let mut results = Results {
             what: uri.to_string(),
+            parts: self.grid().parts(),
             ceiling: Vec::new(),
             engine: Vec::new(),
         };
-        for concurrency in CEILING {
-            let config = config(CEILING_PART_BYTES, concurrency);
-            let (client, metrics) = connect(&config)?;
-            let point = measure::bare(&client, &metrics, objects, &config, self.shares(1))?;
-            results.ceiling.push(point);
-        }
-        for part_bytes in PARTS {
-            for concurrency in CONCURRENCIES {
-                let config = config(part_bytes, concurrency);
-                let (client, metrics) = connect(&config)?;
-                let point =
-                    measure::engine(client, metrics, objects, config, self.shares(ENGINE_SHARES))?;
-                results.engine.push(point);
+        let settings = self.grid().settings();
+        let (begun, mut left_bytes) = (Instant::now(), self.max_bytes.0);
+        let watch = Watch::start(context.shows_progress(), self.time(), settings.len());
+        for (index, setting) in settings.iter().enumerate() {
+            let (client, metrics) = connect(&setting.config())?;
+            watch.begin(setting.name(), metrics.clone());
+            let left = self.time().saturating_sub(begun.elapsed());
+            let share = plan::share(&settings[index..], left, left_bytes);
+            let point = measure::run(client, &metrics, objects, setting, share)?;
+            left_bytes = left_bytes.saturating_sub(metrics.bytes_received.get());
+            match setting.reader {
+                Reader::Bare => results.ceiling.push(point),
+                Reader::Engine => results.engine.push(point),
             }
         }
         Ok(results)
@@ -177,7 +169,12 @@ impl Bench {
             true => "The server ran in this process: its CPU time is in the figures.\n",
             false => "",
         };
-        let text = format!("{}\n{}\n{note}", judge::table(results), judgement.text());
+        let text = format!(
+            "{}\n{}{}{note}",
+            judge::table(results),
+            judgement.text(),
+            judge::doubt(results)
+        );
         let svg = chart(results).svg();
         for (name, content) in [
             ("bench.svg", svg.clone()),
@@ -203,16 +200,6 @@ impl Bench {
         report.fields.insert("engine".into(), json!(results.engine));
         report.fields.insert("judgement".into(), json!(judgement));
         Ok(report)
-    }
-}
-
-fn config(part_bytes: u64, concurrency: usize) -> PrefetchConfig {
-    PrefetchConfig {
-        part_bytes,
-        concurrency,
-        // As the engine's own default: half as much again as is in flight.
-        memory_bytes: part_bytes * concurrency as u64 * 3 / 2,
-        ..PrefetchConfig::default()
     }
 }
 
@@ -263,10 +250,10 @@ fn chart(results: &Results) -> Chart {
         dots: true,
     };
     let mut lines = vec![line(
-        "bare GETs of 8 MiB".into(),
+        format!("bare GETs of {}", Size(plan::BARE_PART_BYTES)),
         &mut results.ceiling.iter(),
     )];
-    for part in PARTS {
+    for &part in results.parts {
         let of_part = results
             .engine
             .iter()

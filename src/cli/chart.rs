@@ -17,6 +17,13 @@ const MARK_ROW: f64 = 22.0;
 /// Sans-serif letters of 14 px are about so wide on average.
 const LETTER: f64 = 7.4;
 
+/// Width of a line.
+const LINE: f64 = 3.0;
+
+/// Lines that may coincide: the last one's width, and how much wider each before it is, so that all stay visible.
+const NARROWEST: f64 = 2.0;
+const WIDER: f64 = 1.5;
+
 /// Colours that colour-blind readers tell apart (Okabe and Ito).
 pub(super) const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
@@ -40,6 +47,7 @@ pub(super) struct Chart {
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
+    /// Points that were measured one by one; such lines can coincide.
     pub(super) dots: bool,
 }
 
@@ -72,7 +80,7 @@ impl Chart {
             (LEFT, 52.0),
             "start",
             "fill=\"#666\"",
-            &self.subtitle,
+            &fitting(&self.subtitle),
         );
         self.grid(&scale, &mut svg);
         self.legend(&mut svg);
@@ -129,21 +137,26 @@ impl Chart {
     fn draw_lines(&self, scale: &Scale, svg: &mut String) {
         for (index, entry) in self.lines.iter().enumerate() {
             let colour = COLOURS[index % COLOURS.len()];
+            let width = match entry.dots {
+                true => NARROWEST + WIDER * (self.lines.len() - 1 - index) as f64,
+                false => LINE,
+            };
             let mut path = String::new();
             for (x, y) in &entry.points {
                 let _ = write!(path, "{:.1},{:.1} ", scale.x(*x), scale.y(*y));
             }
             let _ = writeln!(
                 svg,
-                "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"3\" stroke-linejoin=\"round\" points=\"{}\"/>",
+                "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\" stroke-linejoin=\"round\" points=\"{}\"/>",
                 path.trim_end()
             );
             for (x, y) in entry.points.iter().filter(|_| entry.dots) {
                 let _ = writeln!(
                     svg,
-                    "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4.5\" fill=\"{colour}\"/>",
+                    "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{:.1}\" fill=\"{colour}\"/>",
                     scale.x(*x),
-                    scale.y(*y)
+                    scale.y(*y),
+                    width / 2.0 + NARROWEST
                 );
             }
         }
@@ -269,13 +282,22 @@ pub(super) fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
+/// Text that ends within the picture.
+fn fitting(text: &str) -> String {
+    let most = ((WIDTH - LEFT - RIGHT) / LETTER) as usize;
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// A page: heading, picture, and text as it was printed.
 pub(super) fn page(title: &str, svg: &str, text: &str) -> String {
     let (title, text) = (escaped(title), escaped(text));
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{title}</title>\n\
          <style>body {{ font: 16px/1.5 Helvetica, Arial, sans-serif; max-width: 60em; margin: 2em auto; \
-         padding: 0 1em; color: #333 }} pre {{ background: #f6f6f6; padding: 1em; overflow-x: auto }} \
+         padding: 0 1em; color: #333 }} pre {{ background: #f6f6f6; padding: 1em; white-space: pre-wrap }} \
          svg {{ width: 100%; height: auto }}</style></head>\n\
          <body>\n<h1>{title}</h1>\n{svg}<pre>{text}</pre>\n</body>\n</html>\n"
     )
@@ -296,6 +318,16 @@ mod tests {
             );
         }
         assert_eq!(doublings(1.0, 64.0).len(), 7);
+    }
+
+    #[test]
+    fn a_long_subtitle_ends_within_the_picture() {
+        assert_eq!(fitting("s3://bucket/ä"), "s3://bucket/ä");
+        let long = fitting(&"ä".repeat(500));
+        assert!(
+            long.ends_with("ä...") && long.chars().count() < 120,
+            "{long}"
+        );
     }
 
     #[test]

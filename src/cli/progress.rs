@@ -35,6 +35,15 @@ pub(super) struct Sample {
     pub(super) streams: u32,
 }
 
+/// What one tick shows.
+#[derive(Debug)]
+pub(super) struct Frame {
+    /// How far of how much, once known.
+    pub(super) of: Option<(u64, u64)>,
+    /// Beside the bar.
+    pub(super) text: String,
+}
+
 /// A bar that is on the screen until it is dropped.
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -43,10 +52,27 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Shows a bar if `show`, fed by `sample`.
+    /// Shows a bar of bytes if `show`, fed by `sample`.
     pub(super) fn start(show: bool, sample: impl Fn() -> Sample + Send + 'static) -> Self {
+        let started = Instant::now();
+        let (mut before, mut last, mut rate) = (started, sample(), None);
+        Self::frames(show, move || {
+            let (now, next) = (Instant::now(), sample());
+            let newest = next.bytes.saturating_sub(last.bytes) as f64
+                / (now - before).as_secs_f64().max(1e-9);
+            let smooth = smoothed(rate, newest);
+            (before, last, rate) = (now, next, Some(smooth));
+            Frame {
+                of: next.total_bytes.map(|total| (next.bytes, total)),
+                text: line(&next, smooth, now - started),
+            }
+        })
+    }
+
+    /// Shows a bar if `show`, drawn as `frame` says.
+    pub(super) fn frames(show: bool, frame: impl FnMut() -> Frame + Send + 'static) -> Self {
         let (ends, ended) = mpsc::channel();
-        let thread = show.then(|| std::thread::spawn(move || draw(&ended, sample)));
+        let thread = show.then(|| std::thread::spawn(move || draw(&ended, frame)));
         Self {
             ends: Some(ends),
             thread,
@@ -76,26 +102,21 @@ pub(super) fn suspended<T>(print: impl FnOnce() -> T) -> T {
     }
 }
 
-fn draw(ended: &mpsc::Receiver<()>, sample: impl Fn() -> Sample) {
+fn draw(ended: &mpsc::Receiver<()>, mut frame: impl FnMut() -> Frame) {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
     let (style, spinner) = (style("{bar:24.cyan/blue} {msg}"), style("{spinner} {msg}"));
-    let (started, mut before, mut rate) = (Instant::now(), Instant::now(), None);
-    let mut last = sample();
     while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-        let (now, next) = (Instant::now(), sample());
-        let newest = next.bytes.saturating_sub(last.bytes) as f64 / (now - before).as_secs_f64();
-        let smooth = smoothed(rate, newest);
-        (before, last, rate) = (now, next, Some(smooth));
-        match next.total_bytes {
-            Some(total) => {
+        let next = frame();
+        match next.of {
+            Some((done, all)) => {
                 bar.set_style(style.clone());
-                bar.set_length(total);
-                bar.set_position(next.bytes);
+                bar.set_length(all);
+                bar.set_position(done);
             }
             None => bar.set_style(spinner.clone()),
         }
-        bar.set_message(line(&next, smooth, now - started));
+        bar.set_message(next.text);
         bar.tick();
     }
     bar.finish_and_clear();

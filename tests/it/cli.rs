@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use fake_s3::{Credentials, Effect, FakeS3, Operation, PutOptions, Rule};
 
+mod bench;
+
 const KEY: &str = "AKIDTEST";
 const SECRET: &str = "secret-of-the-tests";
 const SUBCOMMANDS: [&str; 10] = [
@@ -1378,31 +1380,4 @@ fn the_demo_shows_both_modes_with_the_same_bytes() {
         svg.contains("Pipe mode: first byte after") && !svg.contains("NaN"),
         "{svg}"
     );
-}
-
-#[test]
-fn the_bench_stays_within_its_bounds_and_recommends_flags() {
-    let server = server();
-    server.put_synthetic("bkt", "bench/large", 64 << 20, 5);
-    let out = tempfile::tempdir().unwrap();
-    let path = out.path().display().to_string();
-    let args = [
-        "bench",
-        "s3://bkt/bench/",
-        "--seconds",
-        "2",
-        "--max-bytes",
-        "256MiB",
-        "--out",
-        &path,
-    ];
-    let output = run(&server, &args);
-    let (told, stderr) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(code(&output), 0, "{stderr}");
-    assert!(
-        told.contains("The limit: ") && told.contains("--part-size "),
-        "{told}"
-    );
-    assert!(stderr.contains("at most 256 MiB in 2 s"), "{stderr}");
-    assert_eq!(files(out.path()), ["bench.html", "bench.svg"]);
 }

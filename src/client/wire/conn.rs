@@ -97,11 +97,15 @@ impl Conn {
         self.watch
             .expect_progress(answered, config.progress_timeout, self.received_bytes);
         let answer = self.head(request.method, into, on_head).await?;
+        // Listings and refusals have other times, and would hide those of the objects.
+        let is_object = matches!(answer.plan, BodyPlan::Into { .. });
+        if is_object {
+            // Now, not at the end: a body that is cut off had a first byte too.
+            config.metrics.first_byte.record(answered - started);
+        }
         let (body, whole) = self.body(&answer, into, &config.metrics).await?;
         let ended = Instant::now();
-        // Listings and refusals have other times, and would hide those of the objects.
-        if matches!(answer.plan, BodyPlan::Into { .. }) {
-            config.metrics.first_byte.record(answered - started);
+        if is_object {
             config.metrics.request_time.record(ended - started);
         }
         Ok(Exchanged {
