@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::input::Source;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Presence};
 use crate::prefetch::Prefetcher;
 
 use lane::Lane;
@@ -81,6 +81,12 @@ pub struct DownloadProgress {
     pub written_files: Counter,
     /// Bytes written by this run, also to files that are not finished.
     pub written_bytes: Counter,
+    /// Nanoseconds that lanes had a file to write.
+    busy_ns: Counter,
+    /// Nanoseconds of them that they waited for its bytes.
+    stalled_ns: Counter,
+    /// Nanoseconds of them that the disk took.
+    blocked_ns: Counter,
     listed: AtomicBool,
 }
 
@@ -88,6 +94,15 @@ impl DownloadProgress {
     /// Whether the listing is complete, so that the totals are final.
     pub fn is_listed(&self) -> bool {
         self.listed.load(Ordering::Acquire)
+    }
+
+    /// How the lanes spent the time in which they had a file to write.
+    pub fn presence(&self) -> Presence {
+        Presence {
+            present: Duration::from_nanos(self.busy_ns.get()),
+            stalled: Duration::from_nanos(self.stalled_ns.get()),
+            blocked: Duration::from_nanos(self.blocked_ns.get()),
+        }
     }
 }
 
@@ -181,6 +196,13 @@ impl Download {
             Ok(())
         })?;
         self.stop.result()
+    }
+
+    fn count(&self, lane: Presence) {
+        self.progress.busy_ns.add_time(lane.present);
+        self.progress.stalled_ns.add_time(lane.stalled);
+        self.progress.blocked_ns.add_time(lane.blocked);
+        self.engine.metrics().sink_wait_ns.add_time(lane.blocked);
     }
 
     fn unless_stopped(&self, result: Result<()>) {

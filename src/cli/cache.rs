@@ -14,7 +14,7 @@ use super::flags::EngineFlags;
 use super::report::{Report, Traffic, moved};
 use super::size::human;
 use super::stdout::settle;
-use super::{Context, Size, connect};
+use super::{Context, Size, cat, connect};
 use crate::cache::{BlockCache, CacheConfig, CachedClient};
 use crate::error::{Error, Result};
 use crate::input::{Lookup, Source};
@@ -227,11 +227,8 @@ impl Warm {
         let missing = context.metrics.cache_bypass_bytes.get()
             + context.metrics.cache_declined_bytes.get()
             + context.metrics.cache_dropped_bytes.get();
-        let mut line = moved(
-            &format!("{objects} objects, "),
-            bytes,
-            context.started.elapsed(),
-        );
+        let elapsed = context.started.elapsed();
+        let mut line = moved(&format!("{objects} objects, "), bytes, elapsed);
         line.push_str(&format!("; {} were fetched", human(fetched as f64)));
         if missing > 0 {
             line.push_str(&format!(
@@ -242,7 +239,8 @@ impl Warm {
         let traffic = Traffic {
             bytes,
             first_byte: None,
-            streams: 1,
+            taken_in: elapsed,
+            presence: cat::presence(&context.metrics, elapsed),
             sink: Sink::Disk,
         };
         let fields =

@@ -85,17 +85,32 @@ impl fmt::Display for Size {
 
 /// About how much, for people: three digits and a unit.
 pub(super) fn human(bytes: f64) -> String {
-    let (name, unit) = BINARY
+    let unit = unit_for(bytes);
+    format!("{} {}", digits(bytes, unit), unit.0)
+}
+
+/// How much of how much, in one unit: `0.13/3.00 GiB`; `sign` stands before the whole.
+pub(super) fn share(part: u64, whole: u64, sign: &str) -> String {
+    let unit = unit_for(part.max(whole) as f64);
+    let (part, whole) = (digits(part as f64, unit), digits(whole as f64, unit));
+    format!("{part}/{sign}{whole} {}", unit.0)
+}
+
+fn unit_for(bytes: f64) -> (&'static str, u64) {
+    BINARY
         .into_iter()
         // From 999.5 on, three digits would be four.
         .find(|(_, unit)| bytes >= *unit as f64 * 0.9995)
-        .unwrap_or(("B", 1));
+        .unwrap_or(("B", 1))
+}
+
+fn digits(bytes: f64, (name, unit): (&str, u64)) -> String {
     let value = bytes / unit as f64;
     match name {
-        "B" => format!("{value:.0} B"),
-        _ if value < 9.995 => format!("{value:.2} {name}"),
-        _ if value < 99.95 => format!("{value:.1} {name}"),
-        _ => format!("{value:.0} {name}"),
+        "B" => format!("{value:.0}"),
+        _ if value < 9.995 => format!("{value:.2}"),
+        _ if value < 99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
     }
 }
 
@@ -147,6 +162,12 @@ mod tests {
                 "0 B", "999 B", "1.00 KiB", "1.50 KiB", "10.0 MiB", "466 GiB"
             ]
         );
+    }
+
+    #[test]
+    fn a_share_has_one_unit() {
+        assert_eq!(share(100 << 20, 3 << 30, "≥"), "0.10/≥3.00 GiB");
+        assert_eq!(share(0, 0, ""), "0/0 B");
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::file::PartialFile;
 use super::{Download, STOP_POLL};
 use crate::error::{Error, Result};
+use crate::metrics::Presence;
 use crate::object::ObjectMeta;
 use crate::prefetch::{BlockingReader, Chunk, Next, Prefetcher};
 
@@ -30,6 +31,8 @@ const FILE_COST_BYTES: u64 = 100_000;
 pub(super) struct Item {
     pub(super) meta: ObjectMeta,
     pub(super) path: PathBuf,
+    /// When a lane got it. A lane that has nothing waits for nothing.
+    pub(super) queued: Instant,
 }
 
 impl Item {
@@ -101,21 +104,31 @@ impl Writer {
     /// Writes files until the lane is closed and empty, or the download is stopped.
     pub(super) fn run(&mut self, download: &Download) -> Result<()> {
         let mut open = None;
-        while let Some(chunk) = self.next(download)? {
+        loop {
+            let asked = Instant::now();
+            let Some(chunk) = self.next(download)? else {
+                return Ok(());
+            };
+            let got = Instant::now();
             let (mut file, item) = match open.take() {
                 Some(open) => open,
                 None => self.open(&chunk)?,
             };
-            write(download, &mut file, &chunk)?;
+            let since = asked.max(item.queued);
+            let mut blocked = timed(|| write(download, &mut file, &chunk))?;
             if chunk.ends_object {
-                complete(download, file, &item)?;
+                blocked += timed(|| complete(download, file, &item))?;
                 self.waiting_bytes
                     .fetch_sub(item.cost_bytes(), Ordering::Relaxed);
             } else {
                 open = Some((file, item));
             }
+            download.count(Presence {
+                present: since.elapsed(),
+                stalled: got.saturating_duration_since(since),
+                blocked,
+            });
         }
-        Ok(())
     }
 
     fn next(&mut self, download: &Download) -> Result<Option<Chunk>> {
@@ -157,13 +170,7 @@ fn write(download: &Download, file: &mut PartialFile, chunk: &Chunk) -> Result<(
         );
         return Err(joins_badly(chunk, reason));
     }
-    let before = Instant::now();
     let result = file.write(&chunk.bytes);
-    download
-        .engine
-        .metrics()
-        .sink_wait_ns
-        .add_time(before.elapsed());
     download
         .progress
         .written_bytes
@@ -180,15 +187,15 @@ fn complete(download: &Download, file: PartialFile, item: &Item) -> Result<()> {
             reason: format!("the listing says {listed} bytes, and the object ended here"),
         });
     }
-    let before = Instant::now();
     file.finish(item.meta.last_modified, download.config.fsync)?;
-    download
-        .engine
-        .metrics()
-        .sink_wait_ns
-        .add_time(before.elapsed());
     download.progress.written_files.add(1);
     Ok(())
+}
+
+fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let before = Instant::now();
+    act()?;
+    Ok(before.elapsed())
 }
 
 fn joins_badly(chunk: &Chunk, reason: impl Into<String>) -> Error {

@@ -758,6 +758,84 @@ fn json_summaries_stand_beside_the_data() {
     assert!(output.stderr.is_empty());
 }
 
+/// A bucket whose objects below `slow/` come at `bytes_per_second` together.
+fn slow_server(size: u64, bytes_per_second: u64) -> FakeS3 {
+    let server = server();
+    server.put_synthetic("bkt", "slow/large", size, 5);
+    let limit = Effect::TotalBandwidth { bytes_per_second };
+    server.script("bkt/slow/", vec![Rule::new(limit)]);
+    server
+}
+
+/// One file keeps one lane busy; the others wait for nothing.
+#[test]
+fn a_download_of_one_file_is_judged_by_the_lane_that_had_it() {
+    let server = slow_server(8 << 20, 16 << 20);
+    let target = tempfile::tempdir().unwrap();
+    let target = target.path().display().to_string();
+    let args = [
+        "download",
+        "s3://bkt/slow/",
+        &target,
+        "--part-size",
+        "1MiB",
+        "--json",
+    ];
+    let summary: serde_json::Value = serde_json::from_str(&quietly(&server, &args)).unwrap();
+    let verdict = &summary["verdict"];
+    assert_eq!(verdict["bottleneck"], "network", "{summary}");
+    assert!(verdict["stall_share"].as_f64().unwrap() > 0.6, "{summary}");
+}
+
+/// Nobody waits while nobody reads: neither before the first reader nor in the farewell.
+#[test]
+fn pipe_mode_is_judged_by_the_time_with_a_reader() {
+    const ALONE: Duration = Duration::from_secs(1);
+    let server = slow_server(12 << 20, 16 << 20);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let args = [
+        "pipe",
+        "--channel",
+        "t=s3://bkt/slow/",
+        "--dir",
+        &path,
+        "--epochs",
+        "1",
+    ];
+    let little_memory = ["--memory", "4MiB", "--part-size", "1MiB", "--json"];
+    let child = command(&server, &[&args[..], &little_memory].concat())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let fifo = directory.path().join("t_0");
+    wait_for("the FIFO is there", || fifo.exists());
+    std::thread::sleep(ALONE);
+    assert_eq!(std::fs::read(fifo).unwrap().len(), 12 << 20);
+    assert_eq!(std::fs::read(directory.path().join("t_1")).unwrap(), b"");
+    let summary: serde_json::Value = serde_json::from_slice(&ended(child).stdout).unwrap();
+    let number = |name: &str| summary[name].as_f64().unwrap();
+    let attended = number("attended_seconds");
+    assert!(
+        attended <= number("elapsed_seconds") - ALONE.as_secs_f64(),
+        "{summary}"
+    );
+    assert!(
+        summary["channels"][0]["attended"].as_f64().unwrap() <= attended,
+        "{summary}"
+    );
+    let rate = f64::from(12 << 20) / attended;
+    assert!(
+        (number("bytes_per_second") / rate - 1.0).abs() < 0.01,
+        "{summary}"
+    );
+    assert_eq!(summary["verdict"]["bottleneck"], "network", "{summary}");
+    assert!(
+        summary["verdict"]["stall_share"].as_f64().unwrap() > 0.6,
+        "{summary}"
+    );
+}
+
 /// F1: the tree is that of the keys, and a second run fetches only what is missing.
 #[test]
 fn download_writes_the_tree_and_a_second_run_only_what_is_missing() {
@@ -1225,14 +1303,7 @@ fn on_a_terminal(server: &FakeS3, line: &str) -> String {
 
 #[test]
 fn a_terminal_gets_a_progress_bar_and_a_verdict() {
-    let server = server();
-    server.put_synthetic("bkt", "slow/large", 24 << 20, 5);
-    server.script(
-        "bkt/slow/",
-        vec![Rule::new(Effect::TotalBandwidth {
-            bytes_per_second: 32 << 20,
-        })],
-    );
+    let server = slow_server(24 << 20, 32 << 20);
     let target = tempfile::tempdir().unwrap();
     let screen = on_a_terminal(
         &server,
@@ -1253,6 +1324,36 @@ fn a_terminal_gets_a_progress_bar_and_a_verdict() {
     }
     let screen = on_a_terminal(&server, "standpipe cat s3://bkt/slow/ --quiet > /dev/null");
     assert_eq!(screen, "");
+}
+
+/// Bytes, rate, time left and waiting, for `cat` and `pipe` as for `download`; in a narrow terminal too.
+#[test]
+fn every_progress_line_says_how_far_how_fast_and_how_long() {
+    let server = slow_server(24 << 20, 32 << 20);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display();
+    let cat = "standpipe cat s3://bkt/slow/ --part-size 1MiB > /dev/null";
+    let read =
+        format!("(until cat {path}/t_0 2>&-; do sleep 0.01; done > /dev/null; cat {path}/t_1) &");
+    let pipe = format!(
+        "{read} standpipe pipe --channel t=s3://bkt/slow/ --dir {path} --epochs 1 --part-size 1MiB; wait"
+    );
+    for (line, own) in [(cat, "of 24.0 MiB"), (pipe.as_str(), "epoch 1/1  ")] {
+        let screen = on_a_terminal(&server, line);
+        for part in [
+            own,
+            "of 24.0 MiB",
+            "MiB/s  ",
+            "s left  waited ",
+            "% for data",
+        ] {
+            assert!(screen.contains(part), "{part:?} is not in {screen:?}");
+        }
+        let screen = on_a_terminal(&server, &format!("stty rows 24 cols 40 <&1; {line}"));
+        for part in ["/24.0 MiB ", " MiB/s ~", " wait "] {
+            assert!(screen.contains(part), "{part:?} is not in {screen:?}");
+        }
+    }
 }
 
 /// Somebody at a terminal is told what to open; a script, which sees the FIFO, is told nothing.
