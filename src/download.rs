@@ -20,6 +20,7 @@
 //! **Verified.** The engine compares checksums and pins each object to one version; here the pieces must join up to
 //! exactly the object's size before the rename.
 
+mod directories;
 mod file;
 mod lane;
 mod listing;
@@ -36,6 +37,7 @@ use crate::input::Source;
 use crate::metrics::{Counter, Presence};
 use crate::prefetch::Prefetcher;
 
+use directories::MadeDirectories;
 use lane::Lane;
 
 pub use names::local_name;
@@ -115,6 +117,7 @@ pub struct Download {
     config: DownloadConfig,
     progress: Arc<DownloadProgress>,
     stop: Arc<Stop>,
+    made: MadeDirectories,
 }
 
 /// Ends a download early: set by whoever asks, or by the first failure.
@@ -161,6 +164,7 @@ impl Download {
             config,
             progress: Arc::default(),
             stop: Arc::default(),
+            made: MadeDirectories::default(),
         }
     }
 
@@ -179,8 +183,7 @@ impl Download {
     /// The first failure ends it. What is finished stays, and another run goes on from there.
     pub fn run(&self) -> Result<()> {
         let root = self.source.root()?;
-        std::fs::create_dir_all(&self.directory)
-            .map_err(|source| Error::io(&self.directory, source))?;
+        self.check_directory()?;
         std::thread::scope(|scope| -> Result<()> {
             let mut lanes = Vec::new();
             for _ in 0..self.config.lanes.get() {
@@ -195,7 +198,19 @@ impl Download {
             self.unless_stopped(listing::distribute(self, &root, lanes));
             Ok(())
         })?;
-        self.stop.result()
+        let result = self.stop.result();
+        if result.is_err() {
+            self.made.take_away();
+        }
+        result
+    }
+
+    /// Finds out early whether files can be put there, and leaves no directory behind.
+    fn check_directory(&self) -> Result<()> {
+        let made = MadeDirectories::default();
+        let result = made.make(&self.directory);
+        made.take_away();
+        result.map_err(|source| Error::io(&self.directory, source))
     }
 
     fn count(&self, lane: Presence) {

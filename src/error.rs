@@ -204,8 +204,10 @@ pub enum Error {
     Config {
         /// The setting, flag or argument.
         key: String,
-        /// Why not, and what would do.
+        /// Why not, and what would do unless `fix` says it.
         reason: String,
+        /// What to do about it.
+        fix: Option<&'static str>,
     },
     /// A local file, pipe or directory failed.
     #[error("{}: {source}", path.display())]
@@ -242,6 +244,16 @@ impl Error {
         Self::Config {
             key: key.into(),
             reason: reason.into(),
+            fix: None,
+        }
+    }
+
+    /// An unusable setting, and what to do about it, said apart: for machines, too.
+    pub fn unusable(key: impl Into<String>, reason: impl Into<String>, fix: &'static str) -> Self {
+        Self::Config {
+            key: key.into(),
+            reason: reason.into(),
+            fix: Some(fix),
         }
     }
 
@@ -345,6 +357,7 @@ impl Error {
             Self::Internal { .. } => {
                 "this is a bug in Standpipe: please report it, with the log of a run with -vv"
             }
+            Self::Config { fix: Some(fix), .. } => fix,
             _ => return None,
         })
     }

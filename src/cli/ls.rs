@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Context;
 use super::report::Report;
-use super::stdout::{Written, settle};
+use super::stdout::{Written, check_open, settle};
 use crate::client::{Depth, ListEntry};
 use crate::error::{Answer, Error, Result};
 use crate::object::{ObjectMeta, ObjectUri, Scheme};
@@ -50,6 +50,7 @@ struct Total {
 
 impl Ls {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
+        check_open()?;
         let client = context.connect(&[self.uri.scheme()], &PrefetchConfig::default())?;
         let depth = if self.recursive {
             Depth::All

@@ -15,7 +15,7 @@ use super::progress::{self, Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
 use super::total::{Listed, Total};
 use super::{Context, connect, interrupt};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::{Channel, Lookup};
 use crate::metrics::Sink;
 use crate::pipe::{
@@ -65,7 +65,7 @@ impl Pipe {
         )?;
         let engine = Prefetcher::new(client, config, context.metrics.clone())?;
         for channel in &self.channel {
-            check(&engine, channel)?;
+            check(&engine, channel).inspect_err(|error| self.leave_word(channel, error))?;
         }
         let totals: Vec<_> = self
             .channel
@@ -87,8 +87,19 @@ impl Pipe {
             std::mem::forget(server);
         }
         match (result?, interrupt::exit_code()) {
-            (_, Some(_)) => Err(crate::error::Error::Cancelled),
+            (_, Some(_)) => Err(Error::Cancelled),
             (summary, None) => Ok(report(&summary)),
+        }
+    }
+
+    /// Whoever waits for a FIFO finds the reason why it never comes.
+    fn leave_word(&self, channel: &Channel, error: &Error) {
+        let told = channel
+            .name
+            .parse()
+            .and_then(|name| Failure::before_the_start(&self.dir, &name, error.clone()));
+        if let Err(error) = told {
+            tracing::error!(%error, "the status file could not be written");
         }
     }
 

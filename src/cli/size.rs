@@ -1,4 +1,7 @@
 //! Sizes as people type them: `64MiB`, `64MB`, `1.5GiB`, `4096`.
+//!
+//! `64MiB`, `64Mi` and `64M` are powers of 1024 (a lone letter is, as for `dd`, `head` and `ulimit`); `64MB` is one of
+//! 1000. Case is of no account.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +28,18 @@ const DECIMAL: [(&str, u64); 5] = [
     ("", 1),
 ];
 
+/// Units that are typed and never printed.
+const SHORT: [(&str, u64); 8] = [
+    ("Ti", 1 << 40),
+    ("Gi", 1 << 30),
+    ("Mi", 1 << 20),
+    ("Ki", 1 << 10),
+    ("T", 1 << 40),
+    ("G", 1 << 30),
+    ("M", 1 << 20),
+    ("K", 1 << 10),
+];
+
 impl FromStr for Size {
     type Err = Error;
 
@@ -32,7 +47,9 @@ impl FromStr for Size {
         let unusable = |reason: &str| {
             Error::config(
                 text,
-                format!("{reason}: use a number and a unit, such as 64MiB or 64MB"),
+                format!(
+                    "{reason}: use a number and a unit, such as 64MiB, 64Mi or 64M (of 1024) or 64MB (of 1000)"
+                ),
             )
         };
         let typed = text.trim();
@@ -43,11 +60,9 @@ impl FromStr for Size {
         let unit_bytes = BINARY
             .iter()
             .chain(&DECIMAL)
+            .chain(&SHORT)
             .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-            .ok_or_else(|| match unit.len() {
-                1 => unusable("powers of 1000 or of 1024?"),
-                _ => unusable("not a size"),
-            })?
+            .ok_or_else(|| unusable("not a size"))?
             .1;
         times(number, unit_bytes)
             .map(Self)
@@ -126,6 +141,13 @@ mod tests {
             ("4096", 4096),
             ("64MiB", 64 << 20),
             ("64 mib", 64 << 20),
+            ("64Mi", 64 << 20),
+            ("64M", 64 << 20),
+            ("64m", 64 << 20),
+            ("1k", 1024),
+            ("1.5G", 3 << 29),
+            ("2T", 2 << 40),
+            ("2Gi", 2 << 30),
             ("64MB", 64_000_000),
             ("1.5GiB", 3 << 29),
             ("0.1KB", 100),
@@ -142,7 +164,7 @@ mod tests {
             "MiB",
             "-1",
             "1.2.3MiB",
-            "64M",
+            "64X",
             "64 parsecs",
             "16777216TiB",
             "1e9",

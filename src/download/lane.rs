@@ -112,7 +112,7 @@ impl Writer {
             let got = Instant::now();
             let (mut file, item) = match open.take() {
                 Some(open) => open,
-                None => self.open(&chunk)?,
+                None => self.open(download, &chunk)?,
             };
             let since = asked.max(item.queued);
             let mut blocked = timed(|| write(download, &mut file, &chunk))?;
@@ -144,7 +144,7 @@ impl Writer {
         }
     }
 
-    fn open(&self, chunk: &Chunk) -> Result<(PartialFile, Item)> {
+    fn open(&self, download: &Download, chunk: &Chunk) -> Result<(PartialFile, Item)> {
         let item = self
             .taken
             .lock()
@@ -157,6 +157,10 @@ impl Writer {
                     "the stream delivered another object than the next one",
                 )
             })?;
+        if let Some(parent) = item.path.parent() {
+            // What fails here fails again below, where it is told.
+            let _ = download.made.make(parent);
+        }
         let file = PartialFile::create(item.path.clone(), item.meta.size_bytes)?;
         Ok((file, item))
     }

@@ -432,12 +432,13 @@ impl ChannelWriter {
         }
         self.next_look = (now + pause, (pause * 2).min(LOOK_PAUSE.1));
         match holders::two_readers(self.fifo().inode()) {
-            Some((a, b)) => Err(Error::config(
+            Some((a, b)) => Err(Error::unusable(
                 self.fifo().path().display().to_string(),
                 format!(
-                    "two readers (process {} and process {}) would split its bytes between them: give each reader a channel of its own",
+                    "two readers (process {} and process {}) would split its bytes between them",
                     a.pid, b.pid
                 ),
+                "give each reader a channel of its own",
             )),
             None => Ok(()),
         }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::object::ObjectUri;
 
+use super::lock::DirLock;
 use super::name::ChannelName;
 
 /// Why an epoch was cut off. Serializes to the status file.
@@ -89,6 +90,23 @@ impl Failure {
                 .map_or(0, |since| since.as_secs()),
             error,
         }
+    }
+
+    /// Says beside the FIFO that would have been there why `channel` cannot be served at all. A directory that another
+    /// server has is left alone.
+    pub fn before_the_start(dir: &Path, channel: &ChannelName, error: Error) -> Result<Self> {
+        std::fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
+        let _lock = DirLock::take(dir)?;
+        let place = Place {
+            dir,
+            channel,
+            epoch: 0,
+            delivered_bytes: 0,
+            last: None,
+        };
+        let failure = Self::new(place, error, SystemTime::now());
+        failure.write()?;
+        Ok(failure)
     }
 
     /// Writes the status file.

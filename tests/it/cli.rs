@@ -331,9 +331,9 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["stand for 10000000 names"],
         ),
         (
-            &["cat", "s3://bkt/x", "--part-size", "8M"],
+            &["cat", "s3://bkt/x", "--part-size", "8Mo"],
             2,
-            &["powers of 1000 or of 1024?"],
+            &["64M (of 1024) or 64MB (of 1000)"],
         ),
         (&["cat"], 2, &["Usage: standpipe cat"]),
         (
@@ -609,6 +609,131 @@ fn an_unknown_certificate_is_told_with_the_flag_that_names_its_issuer() {
         .output()
         .unwrap();
     assert_eq!(text(&output.stdout), "alpha", "{}", text(&output.stderr));
+}
+
+/// Asking again would not help, so it is not done.
+#[test]
+fn an_endpoint_with_the_wrong_scheme_is_told_at_once() {
+    // Speaks HTTP, and waits for the end of a request that never comes when it gets a handshake.
+    let patient = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let patient_url = format!("https://{}", patient.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in patient.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    if stream.read(&mut byte).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    asked.push(byte[0]);
+                }
+                let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 403 Forbidden\r\n\r\n");
+            });
+        }
+    });
+    let plain = server();
+    // What a server of TLS says to a plain request: an alert (2, fatal; 22, record overflow).
+    let tls = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tls_url = format!("http://{}", tls.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in tls.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = std::io::Write::write_all(&mut stream, &[21, 3, 1, 0, 2, 2, 22]);
+        }
+    });
+    for (url, fix) in [
+        (plain.endpoint().replace("http:", "https:"), "use http://"),
+        (patient_url, "use http://"),
+        (tls_url, "use https://"),
+    ] {
+        let started = Instant::now();
+        let args = [
+            "cat",
+            "s3://bkt/dir/a",
+            "--no-sign-request",
+            "--endpoint-url",
+            &url,
+        ];
+        let output = bare(&args).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(code(&output), 2, "{url}: {stderr}");
+        assert!(
+            stderr.contains(&format!("\n  fix: {fix}")),
+            "{url}: {stderr}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{url}: {:?}",
+            started.elapsed()
+        );
+    }
+}
+
+/// A cache is a copy in plain of what its owner keeps encrypted.
+#[test]
+fn no_cache_keeps_what_is_encrypted_with_a_customers_key() {
+    let server = server();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("key"), [7; 32]).unwrap();
+    let (cache, key, point) = (at("cache"), at("key"), at("mnt"));
+    for args in [
+        &["mount", "s3://bkt/dir/", &point][..],
+        &["cache", "warm", "s3://bkt/dir/"],
+    ] {
+        let flags = ["--cache", &cache, "--sse-c-key", &key];
+        let (code, stderr) = failing(&server, &[args, &flags].concat());
+        assert_eq!(code, 2, "{args:?}: {stderr}");
+        assert!(stderr.contains("--no-cache"), "{args:?}: {stderr}");
+        assert!(!dir.path().join("cache").exists(), "{args:?}");
+    }
+    assert!(requests(&server).is_empty());
+}
+
+/// What is written to a closed output is lost, and the system does not say so: `/dev/null` stands in its place.
+#[test]
+fn a_closed_standard_output_is_an_error() {
+    let server = server();
+    for args in ["cat s3://bkt/dir/a", "ls s3://bkt/dir/"] {
+        let line = |end: &str| format!("exec '{}' {args} {end}", env!("CARGO_BIN_EXE_standpipe"));
+        let shell = |line: &str| {
+            let mut shell = Command::new("sh");
+            for (name, value) in command(&server, &[]).get_envs() {
+                shell.env(name, value.unwrap_or_default());
+            }
+            shell.args(["-c", line]).output().unwrap()
+        };
+        let closed = shell(&line(">&-"));
+        let stderr = text(&closed.stderr);
+        assert_eq!(code(&closed), 1, "{args}: {stderr}");
+        assert!(
+            stderr.contains("standard output: Bad file descriptor"),
+            "{args}: {stderr}"
+        );
+        for nowhere in [">/dev/null", "<>/dev/null >&0"] {
+            assert_eq!(code(&shell(&line(nowhere))), 0, "{args} {nowhere}");
+        }
+    }
+}
+
+#[test]
+fn a_download_that_fails_leaves_no_directory() {
+    let server = server();
+    let refused = Rule::new(Effect::Status {
+        status: 403,
+        code: "AccessDenied".into(),
+    });
+    server.script("bkt/dir/sub/c", vec![refused.operations(&[Operation::Get])]);
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("x/y").display().to_string();
+    for uri in ["s3://bkt/nothing/", "s3://bkt/dir/sub/"] {
+        let (_, stderr) = failing(&server, &["download", uri, &target]);
+        assert!(stderr.starts_with("standpipe: s3://bkt/"), "{stderr}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{uri}");
+    }
 }
 
 #[test]
@@ -1000,7 +1125,12 @@ fn pipe_fails_before_the_first_reader_when_there_is_nothing() {
         ],
     );
     assert_eq!(code, 3, "{stderr}");
-    assert!(files(directory.path()).is_empty());
+    // Whoever waits for the FIFO finds why it does not come.
+    assert_eq!(files(directory.path()), ["train_0.error.json"]);
+    let told = std::fs::read(directory.path().join("train_0.error.json")).unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!(told["object"], "s3://bkt/nothing/");
+    assert!(told["fix"].is_string(), "{told}");
 }
 
 #[test]
@@ -1340,17 +1470,11 @@ fn every_progress_line_says_how_far_how_fast_and_how_long() {
     );
     for (line, own) in [(cat, "of 24.0 MiB"), (pipe.as_str(), "epoch 1/1  ")] {
         let screen = on_a_terminal(&server, line);
-        for part in [
-            own,
-            "of 24.0 MiB",
-            "MiB/s  ",
-            "s left  waited ",
-            "% for data",
-        ] {
+        for part in [own, "of 24.0 MiB", "B/s  ", "s left  waited ", "% for data"] {
             assert!(screen.contains(part), "{part:?} is not in {screen:?}");
         }
         let screen = on_a_terminal(&server, &format!("stty rows 24 cols 40 <&1; {line}"));
-        for part in ["/24.0 MiB ", " MiB/s ~", " wait "] {
+        for part in ["/24.0 MiB ", "B/s ~", " wait "] {
             assert!(screen.contains(part), "{part:?} is not in {screen:?}");
         }
     }

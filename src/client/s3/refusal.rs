@@ -264,6 +264,14 @@ where
         .into();
     }
     if let Some(tls) = find::<rustls::Error>(error) {
+        if matches!(tls, rustls::Error::InvalidMessage(_)) {
+            return Error::unusable(
+                endpoint,
+                "the endpoint's answer is not TLS: it speaks plain HTTP",
+                "use http:// in --endpoint-url",
+            )
+            .into();
+        }
         return tls_failed(endpoint, tls).into();
     }
     if let Some(lookup) = find::<LookupFailed>(error) {
