@@ -99,10 +99,11 @@ fn prefix(uri: &ObjectUri) -> ObjectUri {
 fn nothing(uri: &ObjectUri) -> Error {
     Error::NotFound {
         uri: uri.to_string(),
-        answer: Answer {
+        offset: None,
+        answer: Box::new(Answer {
             message: Some("no object's key starts with this".into()),
             ..Answer::default()
-        },
+        }),
     }
 }
 

@@ -439,6 +439,7 @@ impl Fault {
                 uri,
                 offset,
                 reason,
+                answer: Box::default(),
             },
             Self::Tls(reason) => Error::Tls {
                 endpoint: request.endpoint.to_string(),

@@ -189,6 +189,7 @@ fn complete(download: &Download, file: PartialFile, item: &Item) -> Result<()> {
             uri: item.meta.id.uri.to_string(),
             offset: written,
             reason: format!("the listing says {listed} bytes, and the object ended here"),
+            answer: Box::default(),
         });
     }
     file.finish(item.meta.last_modified, download.config.fsync)?;
@@ -207,5 +208,6 @@ fn joins_badly(chunk: &Chunk, reason: impl Into<String>) -> Error {
         uri: chunk.object.uri.to_string(),
         offset: chunk.offset,
         reason: reason.into(),
+        answer: Box::default(),
     }
 }

@@ -147,11 +147,11 @@ fn chain(error: &Error) -> String {
 /// The object that an error is about, and where in it.
 fn object_and_offset(error: &Error) -> Option<(String, Option<u64>)> {
     let (uri, offset) = match error.root() {
-        Error::NotFound { uri, .. }
-        | Error::PermissionDenied { uri, .. }
-        | Error::UnknownHost { uri, .. }
-        | Error::Throttled { uri, .. }
-        | Error::Refused { uri, .. } => (uri, None),
+        Error::NotFound { uri, offset, .. }
+        | Error::PermissionDenied { uri, offset, .. }
+        | Error::Throttled { uri, offset, .. }
+        | Error::Refused { uri, offset, .. } => (uri, *offset),
+        Error::UnknownHost { uri, .. } => (uri, None),
         Error::Changed { uri, offset, .. }
         | Error::RangeNotSatisfiable { uri, offset, .. }
         | Error::Corrupt { uri, offset, .. }

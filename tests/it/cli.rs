@@ -270,7 +270,7 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["cat", "s3://bkt/nothing"][..],
             3,
             &[
-                "standpipe: s3://bkt/nothing: not found (HTTP 404 NoSuchKey",
+                "standpipe: s3://bkt/nothing: not found at offset 0 (HTTP 404 NoSuchKey",
                 "request id",
                 "\n  fix: check the bucket",
             ][..],
@@ -305,7 +305,7 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["cat", "s3://bkt/forbidden"],
             4,
             &[
-                "permission denied (HTTP 403 AccessDenied",
+                "permission denied at offset 0 (HTTP 403 AccessDenied",
                 "fix: the caller needs s3:GetObject",
             ],
         ),
