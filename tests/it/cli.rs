@@ -1016,9 +1016,12 @@ fn download_of_one_object_needs_no_permission_to_list() {
 #[test]
 fn ctrl_c_leaves_nothing_half_written() {
     let server = server();
-    server.put_synthetic("bkt", "dir/large", 64 << 20, 5);
+    // First in order, so that it is the first of its lane: a lane's first part is small and arrives before the stall. As
+    // a later one, on a lane that was done with the others before the listing went on, its first part is a whole one,
+    // which the stall holds up, and no file would be begun.
+    server.put_synthetic("bkt", "dir/0-large", 64 << 20, 5);
     server.script(
-        "bkt/dir/large",
+        "bkt/dir/0-large",
         vec![Rule::new(Effect::Stall {
             at_byte: 100_000,
             ms: 60_000,
