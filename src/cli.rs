@@ -28,6 +28,7 @@ mod report;
 mod size;
 mod sse_c;
 mod stdout;
+mod total;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

@@ -20,6 +20,7 @@
 //! **Verified.** The engine compares checksums and pins each object to one version; here the pieces must join up to
 //! exactly the object's size before the rename.
 
+mod directories;
 mod file;
 mod lane;
 mod listing;
@@ -33,9 +34,10 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::input::Source;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Presence};
 use crate::prefetch::Prefetcher;
 
+use directories::MadeDirectories;
 use lane::Lane;
 
 pub use names::local_name;
@@ -81,6 +83,12 @@ pub struct DownloadProgress {
     pub written_files: Counter,
     /// Bytes written by this run, also to files that are not finished.
     pub written_bytes: Counter,
+    /// Nanoseconds that lanes had a file to write.
+    busy_ns: Counter,
+    /// Nanoseconds of them that they waited for its bytes.
+    stalled_ns: Counter,
+    /// Nanoseconds of them that the disk took.
+    blocked_ns: Counter,
     listed: AtomicBool,
 }
 
@@ -88,6 +96,15 @@ impl DownloadProgress {
     /// Whether the listing is complete, so that the totals are final.
     pub fn is_listed(&self) -> bool {
         self.listed.load(Ordering::Acquire)
+    }
+
+    /// How the lanes spent the time in which they had a file to write.
+    pub fn presence(&self) -> Presence {
+        Presence {
+            present: Duration::from_nanos(self.busy_ns.get()),
+            stalled: Duration::from_nanos(self.stalled_ns.get()),
+            blocked: Duration::from_nanos(self.blocked_ns.get()),
+        }
     }
 }
 
@@ -100,6 +117,7 @@ pub struct Download {
     config: DownloadConfig,
     progress: Arc<DownloadProgress>,
     stop: Arc<Stop>,
+    made: MadeDirectories,
 }
 
 /// Ends a download early: set by whoever asks, or by the first failure.
@@ -146,6 +164,7 @@ impl Download {
             config,
             progress: Arc::default(),
             stop: Arc::default(),
+            made: MadeDirectories::default(),
         }
     }
 
@@ -164,8 +183,7 @@ impl Download {
     /// The first failure ends it. What is finished stays, and another run goes on from there.
     pub fn run(&self) -> Result<()> {
         let root = self.source.root()?;
-        std::fs::create_dir_all(&self.directory)
-            .map_err(|source| Error::io(&self.directory, source))?;
+        self.check_directory()?;
         std::thread::scope(|scope| -> Result<()> {
             let mut lanes = Vec::new();
             for _ in 0..self.config.lanes.get() {
@@ -180,7 +198,26 @@ impl Download {
             self.unless_stopped(listing::distribute(self, &root, lanes));
             Ok(())
         })?;
-        self.stop.result()
+        let result = self.stop.result();
+        if result.is_err() {
+            self.made.take_away();
+        }
+        result
+    }
+
+    /// Finds out early whether files can be put there, and leaves no directory behind.
+    fn check_directory(&self) -> Result<()> {
+        let made = MadeDirectories::default();
+        let result = made.make(&self.directory);
+        made.take_away();
+        result.map_err(|source| Error::io(&self.directory, source))
+    }
+
+    fn count(&self, lane: Presence) {
+        self.progress.busy_ns.add_time(lane.present);
+        self.progress.stalled_ns.add_time(lane.stalled);
+        self.progress.blocked_ns.add_time(lane.blocked);
+        self.engine.metrics().sink_wait_ns.add_time(lane.blocked);
     }
 
     fn unless_stopped(&self, result: Result<()>) {

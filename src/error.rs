@@ -62,25 +62,34 @@ fn told(answer: &Answer) -> String {
     }
 }
 
+/// The offset, of a request that was for bytes.
+fn at(offset: &Option<u64>) -> String {
+    offset.map_or_else(String::new, |offset| format!(" at offset {offset}"))
+}
+
 /// Everything this crate can fail with.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The bucket, key or version does not exist.
-    #[error("{uri}: not found ({answer})")]
+    #[error("{uri}: not found{} ({answer})", at(offset))]
     NotFound {
         /// The object or prefix.
         uri: String,
+        /// First byte not yet received; none of a request that is not for bytes, such as a listing.
+        offset: Option<u64>,
         /// What the server said.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The credentials, or their absence, do not allow the read.
-    #[error("{uri}: permission denied ({answer})")]
+    #[error("{uri}: permission denied{} ({answer})", at(offset))]
     PermissionDenied {
         /// The object or prefix.
         uri: String,
+        /// First byte not yet received; none of a request that is not for bytes, such as a listing.
+        offset: Option<u64>,
         /// What the server said.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The object was replaced while it was being read; no byte of the new version was delivered.
     #[error(
@@ -110,7 +119,7 @@ pub enum Error {
         answer: Answer,
     },
     /// The bytes are not what they claim to be: a checksum, a length or a header lies.
-    #[error("{uri}: corrupt at offset {offset}: {reason}")]
+    #[error("{uri}: corrupt at offset {offset}: {reason}{}", told(answer))]
     Corrupt {
         /// The object.
         uri: String,
@@ -118,14 +127,18 @@ pub enum Error {
         offset: u64,
         /// What was found and what was expected.
         reason: String,
+        /// The answer that it came in, as far as it is known.
+        answer: Box<Answer>,
     },
     /// The service asked for fewer requests (503 `SlowDown`, 429).
-    #[error("{uri}: throttled ({answer})")]
+    #[error("{uri}: throttled{} ({answer})", at(offset))]
     Throttled {
         /// The object or prefix.
         uri: String,
+        /// First byte not yet received; none of a request that is not for bytes, such as a listing.
+        offset: Option<u64>,
         /// What the server said.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The service failed (5xx, `RequestTimeout`): asking again may help.
     #[error("{uri}: server error at offset {offset} ({answer})")]
@@ -138,12 +151,14 @@ pub enum Error {
         answer: Answer,
     },
     /// The service refused the request for a reason that asking again does not change.
-    #[error("{uri}: refused ({answer})")]
+    #[error("{uri}: refused{} ({answer})", at(offset))]
     Refused {
         /// The object or prefix.
         uri: String,
+        /// First byte not yet received; none of a request that is not for bytes, such as a listing.
+        offset: Option<u64>,
         /// What the server said.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The connection failed or broke.
     #[error("{uri}: connection failed at offset {offset}")]
@@ -166,7 +181,7 @@ pub enum Error {
         source: Cause,
     },
     /// The answer was not the HTTP that was asked for; its connection was closed.
-    #[error("{uri}: bad HTTP answer at offset {offset}: {reason}")]
+    #[error("{uri}: bad HTTP answer at offset {offset}: {reason}{}", told(answer))]
     Protocol {
         /// The object or prefix.
         uri: String,
@@ -174,6 +189,8 @@ pub enum Error {
         offset: u64,
         /// What was wrong.
         reason: String,
+        /// What can be told of the answer.
+        answer: Box<Answer>,
     },
     /// No progress for the time allowed.
     #[error("{uri}: no progress for {idle:?} at offset {offset}{}", through(proxy.as_deref()))]
@@ -206,8 +223,10 @@ pub enum Error {
     Config {
         /// The setting, flag or argument.
         key: String,
-        /// Why not, and what would do.
+        /// Why not, and what would do unless `fix` says it.
         reason: String,
+        /// What to do about it.
+        fix: Option<&'static str>,
     },
     /// A local file, pipe or directory failed.
     #[error("{}: {source}", path.display())]
@@ -248,6 +267,16 @@ impl Error {
         Self::Config {
             key: key.into(),
             reason: reason.into(),
+            fix: None,
+        }
+    }
+
+    /// An unusable setting, and what to do about it, said apart: for machines, too.
+    pub fn unusable(key: impl Into<String>, reason: impl Into<String>, fix: &'static str) -> Self {
+        Self::Config {
+            key: key.into(),
+            reason: reason.into(),
+            fix: Some(fix),
         }
     }
 
@@ -351,6 +380,7 @@ impl Error {
             Self::Internal { .. } => {
                 "this is a bug in Standpipe: please report it, with the log of a run with -vv"
             }
+            Self::Config { fix: Some(fix), .. } => fix,
             _ => return None,
         })
     }
@@ -370,13 +400,91 @@ mod tests {
         };
         let error = Error::NotFound {
             uri: "s3://b/k".into(),
-            answer,
+            offset: Some(0),
+            answer: Box::new(answer),
         };
         assert_eq!(
             error.to_string(),
-            "s3://b/k: not found (HTTP 404 NoSuchKey: The specified key does not exist. (request id R1))"
+            "s3://b/k: not found at offset 0 (HTTP 404 NoSuchKey: The specified key does not exist. (request id R1))"
         );
         assert!(error.fix().is_some() && !error.is_retryable());
+    }
+
+    /// The support case needs all of it, whatever failed.
+    #[test]
+    fn every_error_of_a_request_names_uri_offset_status_request_id_and_a_fix() {
+        let uri = || "s3://b/k".to_owned();
+        let answer = || Answer {
+            status: 418,
+            request_id: Some("R1".into()),
+            ..Answer::default()
+        };
+        let (boxed, offset, text) = (|| Box::new(answer()), 77, || "why".to_owned());
+        for error in [
+            Error::NotFound {
+                uri: uri(),
+                offset: Some(offset),
+                answer: boxed(),
+            },
+            Error::PermissionDenied {
+                uri: uri(),
+                offset: Some(offset),
+                answer: boxed(),
+            },
+            Error::Throttled {
+                uri: uri(),
+                offset: Some(offset),
+                answer: boxed(),
+            },
+            Error::Refused {
+                uri: uri(),
+                offset: Some(offset),
+                answer: boxed(),
+            },
+            Error::Changed {
+                uri: uri(),
+                offset,
+                expected: text(),
+                found: text(),
+                answer: boxed(),
+            },
+            Error::Corrupt {
+                uri: uri(),
+                offset,
+                reason: text(),
+                answer: boxed(),
+            },
+            Error::Protocol {
+                uri: uri(),
+                offset,
+                reason: text(),
+                answer: boxed(),
+            },
+            Error::RangeNotSatisfiable {
+                uri: uri(),
+                offset,
+                answer: answer(),
+            },
+            Error::Server {
+                uri: uri(),
+                offset,
+                answer: answer(),
+            },
+        ] {
+            let said = error.to_string();
+            for part in ["s3://b/k: ", "offset 77", "HTTP 418", "request id R1"] {
+                assert!(said.contains(part), "{part:?} is not in {said:?}");
+            }
+            assert!(error.fix().is_some(), "{said}");
+        }
+        let listing = Error::NotFound {
+            uri: uri(),
+            offset: None,
+            answer: boxed(),
+        };
+        assert!(!listing.to_string().contains("offset"), "{listing}");
+        // Every good result is moved about with its size.
+        assert!(size_of::<Error>() <= 120, "{}", size_of::<Error>());
     }
 
     #[test]

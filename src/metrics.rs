@@ -243,12 +243,58 @@ pub enum Sink {
     Disk,
 }
 
+/// How consumers spent the time in which they were there and had something to read, summed over all of them.
+///
+/// A lane without a file and a FIFO without a reader wait for nothing: their time is in none of these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Presence {
+    /// All of that time.
+    pub present: Duration,
+    /// The part of it in which data was waited for.
+    pub stalled: Duration,
+    /// The part of it in which writing blocked.
+    pub blocked: Duration,
+}
+
+impl Presence {
+    /// The share of the time in which data was waited for, 0 to 1.
+    pub fn stall_share(&self) -> f64 {
+        self.share(self.stalled)
+    }
+
+    fn share(&self, of: Duration) -> f64 {
+        match self.present.is_zero() {
+            true => 0.0,
+            false => (of.as_secs_f64() / self.present.as_secs_f64()).min(1.0),
+        }
+    }
+}
+
+impl std::iter::Sum for Presence {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            present: sum.present + one.present,
+            stalled: sum.stalled + one.stalled,
+            blocked: sum.blocked + one.blocked,
+        })
+    }
+}
+
 impl Snapshot {
-    /// Judges a run of `elapsed` with `streams` consumers: a pure function of the counters.
+    /// Judges a run of `elapsed` with `streams` consumers that were there, and had something to read, all the time.
     pub fn verdict(&self, elapsed: Duration, streams: u32, sink: Sink) -> Verdict {
-        let available_ns = (elapsed.as_nanos() as f64 * f64::from(streams.max(1))).max(1.0);
-        let stall_share = (self.consumer_stall_ns as f64 / available_ns).min(1.0);
-        let sink_share = (self.sink_wait_ns as f64 / available_ns).min(1.0);
+        let presence = Presence {
+            present: elapsed * streams.max(1),
+            stalled: Duration::from_nanos(self.consumer_stall_ns),
+            blocked: Duration::from_nanos(self.sink_wait_ns),
+        };
+        self.verdict_on(presence, sink)
+    }
+
+    /// Judges a run by how its consumers spent their time: a pure function.
+    pub fn verdict_on(&self, presence: Presence, sink: Sink) -> Verdict {
+        let stall_share = presence.stall_share();
+        let sink_share = presence.share(presence.blocked);
         let percent = |share: f64| (share * 100.0).round();
         let (bottleneck, advice) = if self.throttles > 0 && stall_share > 0.1 {
             (
@@ -340,5 +386,42 @@ mod tests {
         assert_eq!(judged(0.02, 0.9, 0, Sink::Consumer), Bottleneck::Consumer);
         assert_eq!(judged(0.02, 0.9, 0, Sink::Disk), Bottleneck::Disk);
         assert_eq!(judged(0.05, 0.02, 0, Sink::Disk), Bottleneck::Network);
+    }
+
+    #[test]
+    fn shares_are_of_the_time_in_which_somebody_was_there() {
+        let of = |present, stalled, blocked| Presence {
+            present: Duration::from_millis(present),
+            stalled: Duration::from_millis(stalled),
+            blocked: Duration::from_millis(blocked),
+        };
+        for (presence, share, bottleneck) in [
+            // One lane of eight had a file: seven that waited for nothing are not in the sum.
+            (vec![of(1000, 900, 50)], 0.9, Bottleneck::Network),
+            // Two readers, of whom one waited.
+            (
+                vec![of(1000, 900, 0), of(1000, 0, 900)],
+                0.45,
+                Bottleneck::Network,
+            ),
+            (
+                vec![of(1000, 300, 600), of(3000, 100, 2000)],
+                0.1,
+                Bottleneck::Disk,
+            ),
+            // Nobody was there.
+            (vec![], 0.0, Bottleneck::Disk),
+            (vec![of(0, 5, 0)], 0.0, Bottleneck::Disk),
+            // Clocks that were read at different moments.
+            (vec![of(10, 11, 0)], 1.0, Bottleneck::Network),
+        ] {
+            let sum: Presence = presence.iter().copied().sum();
+            let verdict = Snapshot::default().verdict_on(sum, Sink::Disk);
+            assert_eq!(
+                (verdict.stall_share, verdict.bottleneck),
+                (share, bottleneck),
+                "{presence:?}"
+            );
+        }
     }
 }

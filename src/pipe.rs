@@ -17,8 +17,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::metrics::Presence;
 use crate::prefetch::ObjectReader;
 
+mod attendance;
 mod cancel;
 mod channel;
 mod feed;
@@ -33,7 +35,7 @@ mod sys;
 
 pub use cancel::Canceller;
 pub use name::{ChannelName, check_names};
-pub use server::PipeServer;
+pub use server::{PipeServer, Watch};
 pub use status::Failure;
 
 /// Opens the stream of an epoch.
@@ -138,6 +140,12 @@ pub struct ChannelSummary {
     pub early_closes: u64,
     /// Bytes put into pipes.
     pub bytes: u64,
+    /// The part of them that is of the epoch that is read.
+    #[serde(skip)]
+    pub epoch_bytes: u64,
+    /// Time that a reader was there, from its open to its end. Seconds.
+    #[serde(serialize_with = "seconds")]
+    pub attended: Duration,
     /// Time from the reader's open to the first byte in the pipe, in the first epoch that had one, seconds.
     #[serde(serialize_with = "option_seconds")]
     pub first_byte: Option<Duration>,
@@ -155,17 +163,29 @@ pub struct ChannelSummary {
 }
 
 impl ChannelSummary {
-    fn new(channel: ChannelName) -> Self {
+    /// Of a channel that has served nothing yet.
+    pub fn new(channel: ChannelName) -> Self {
         Self {
             channel,
             epochs: 0,
             early_closes: 0,
             bytes: 0,
+            epoch_bytes: 0,
+            attended: Duration::ZERO,
             first_byte: None,
             slowest_first_byte: None,
             blocked: Duration::ZERO,
             stalled: Duration::ZERO,
             pipe_bytes: 0,
+        }
+    }
+
+    /// How its readers spent their time.
+    pub fn presence(&self) -> Presence {
+        Presence {
+            present: self.attended,
+            stalled: self.stalled,
+            blocked: self.blocked,
         }
     }
 
@@ -182,6 +202,9 @@ pub struct PipeSummary {
     /// Time since the start, seconds.
     #[serde(serialize_with = "seconds")]
     pub elapsed: Duration,
+    /// Time that any channel had a reader, seconds.
+    #[serde(serialize_with = "seconds")]
+    pub attended: Duration,
     /// Each channel, in the order given.
     pub channels: Vec<ChannelSummary>,
 }

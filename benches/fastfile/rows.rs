@@ -42,10 +42,13 @@ pub(crate) struct Row {
     smoke: bool,
 }
 
+/// What a promise is about; nothing where a case is missing.
+type Value = dyn Fn(&Round<'_>) -> Option<f64>;
+
 struct Aim {
     what: String,
     bound: Bound,
-    value: Box<dyn Fn(&Round<'_>) -> Option<f64>>,
+    value: Box<Value>,
 }
 
 impl std::fmt::Debug for Aim {

@@ -255,6 +255,7 @@ fn short(id: &ObjectId, offset: u64) -> Error {
         uri: id.uri.to_string(),
         offset,
         reason: "the object ended before the size it was listed with".into(),
+        answer: Box::default(),
     }
 }
 

@@ -14,7 +14,7 @@ use super::flags::EngineFlags;
 use super::report::{Report, Traffic, moved};
 use super::size::human;
 use super::stdout::settle;
-use super::{Context, Size, connect};
+use super::{Context, Size, cat, connect, sse_c};
 use crate::cache::{BlockCache, CacheConfig, CachedClient};
 use crate::error::{Error, Result};
 use crate::input::{Lookup, Source};
@@ -95,7 +95,7 @@ struct At {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cache")]
 pub(super) struct CacheFlags {
-    /// Keep what is read in this directory; made if missing. One that its group may write to is shared
+    /// Keep what is read in this directory, in plain (so not with --sse-c-key); made if missing. One that its group may write to is shared
     #[arg(long, value_name = "DIR", env = "STANDPIPE_CACHE", hide_env = true)]
     cache: PathBuf,
     /// What the cache may take [default: all but 5% of the disk]
@@ -214,6 +214,7 @@ impl Verify {
 
 impl Warm {
     fn run(self, context: &Context) -> Result<Report> {
+        sse_c::refuse_cache(&context.source)?;
         let engine = self.engine.config()?;
         let mut config = self.cache.config(context);
         // All that the engine may have read ahead of the disk: here the disk is waited for, nothing is dropped.
@@ -227,11 +228,8 @@ impl Warm {
         let missing = context.metrics.cache_bypass_bytes.get()
             + context.metrics.cache_declined_bytes.get()
             + context.metrics.cache_dropped_bytes.get();
-        let mut line = moved(
-            &format!("{objects} objects, "),
-            bytes,
-            context.started.elapsed(),
-        );
+        let elapsed = context.started.elapsed();
+        let mut line = moved(&format!("{objects} objects, "), bytes, elapsed);
         line.push_str(&format!("; {} were fetched", human(fetched as f64)));
         if missing > 0 {
             line.push_str(&format!(
@@ -242,7 +240,8 @@ impl Warm {
         let traffic = Traffic {
             bytes,
             first_byte: None,
-            streams: 1,
+            taken_in: elapsed,
+            presence: cat::presence(&context.metrics, elapsed),
             sink: Sink::Disk,
         };
         let fields =

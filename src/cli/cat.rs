@@ -13,11 +13,12 @@ use super::flags::EngineFlags;
 use super::progress::{Progress, Sample};
 use super::report::{Report, Traffic, moved};
 use super::stdout::{Stdout, Written};
+use super::total::Listed;
 use super::{Context, connect};
 use crate::client::ObjectClient;
 use crate::error::{Error, Result};
 use crate::input::{Lookup, Source};
-use crate::metrics::Sink;
+use crate::metrics::{Metrics, Presence, Sink};
 use crate::object::ObjectMeta;
 use crate::prefetch::{Chunk, Prefetcher};
 
@@ -49,7 +50,10 @@ impl Cat {
         // On a terminal the data itself is on the screen.
         let show = context.shows_progress() && !std::io::stdout().is_terminal();
         let progress = Progress::start(show, copy.sampler(context));
-        let result = concatenate(&engine, &self.uris, |chunk| copy.take(&chunk, context));
+        let listed = copy.listed.clone();
+        let result = concatenate(&engine, &self.uris, &listed, |chunk| {
+            copy.take(&chunk, context)
+        });
         drop(progress);
         result?;
         Ok(copy.report(context))
@@ -63,12 +67,13 @@ impl Cat {
 fn concatenate(
     engine: &Prefetcher,
     sources: &[Source],
+    listed: &Listed,
     mut take: impl FnMut(Chunk) -> Result<Written>,
 ) -> Result<()> {
     let mut from = 0;
     let mut objects = all_objects(engine.client(), sources.to_vec());
     loop {
-        let mut reader = engine.read_all(objects)?.blocking();
+        let mut reader = engine.read_all(listed.counting(objects))?.blocking();
         let missing = loop {
             match reader.next_chunk() {
                 Ok(None) => return Ok(()),
@@ -85,6 +90,7 @@ fn concatenate(
         else {
             return Err(missing);
         };
+        listed.begin_anew();
         from = index + 1;
         let rest = sources.get(from..).unwrap_or_default().to_vec();
         objects = prefix.chain(all_objects(engine.client(), rest)).boxed();
@@ -125,11 +131,23 @@ fn as_prefix(
     Some((index, source.as_prefix(client, missing.clone())?))
 }
 
+/// There is one reader, from the first moment to the last.
+pub(super) fn presence(metrics: &Metrics, elapsed: Duration) -> Presence {
+    Presence {
+        present: elapsed,
+        stalled: Duration::from_nanos(metrics.consumer_stall_ns.get()),
+        blocked: Duration::from_nanos(metrics.sink_wait_ns.get()),
+    }
+}
+
 /// Copies chunks to standard output and counts.
 #[derive(Debug)]
 struct Copy {
     stdout: Stdout,
     bytes: Arc<AtomicU64>,
+    /// Until when the waits are counted: a wait is, when it is over.
+    seen_ns: Arc<AtomicU64>,
+    listed: Listed,
     objects: u64,
     first_byte: Option<Duration>,
 }
@@ -139,6 +157,8 @@ impl Copy {
         Self {
             stdout,
             bytes: Arc::default(),
+            seen_ns: Arc::default(),
+            listed: Listed::default(),
             objects: 0,
             first_byte: None,
         }
@@ -146,10 +166,11 @@ impl Copy {
 
     fn sampler(&self, context: &Context) -> impl Fn() -> Sample + Send + 'static {
         let (bytes, metrics) = (self.bytes.clone(), context.metrics.clone());
+        let (seen, listed) = (self.seen_ns.clone(), self.listed.clone());
         move || Sample {
             bytes: bytes.load(Ordering::Relaxed),
-            stall_ns: metrics.consumer_stall_ns.get(),
-            streams: 1,
+            total: listed.total(),
+            presence: presence(&metrics, Duration::from_nanos(seen.load(Ordering::Relaxed))),
             ..Sample::default()
         }
     }
@@ -157,7 +178,10 @@ impl Copy {
     fn take(&mut self, chunk: &Chunk, context: &Context) -> Result<Written> {
         self.first_byte
             .get_or_insert_with(|| context.started.elapsed());
+        self.listed.took(chunk);
         let written = self.stdout.write(&chunk.bytes, &context.metrics)?;
+        let seen = u64::try_from(context.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.seen_ns.store(seen, Ordering::Relaxed);
         if written == Written::All {
             self.bytes
                 .fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
@@ -168,12 +192,14 @@ impl Copy {
 
     fn report(&self, context: &Context) -> Report {
         let bytes = self.bytes.load(Ordering::Relaxed);
+        let elapsed = context.started.elapsed();
         let mut report = Report {
-            line: Some(moved("", bytes, context.started.elapsed())),
+            line: Some(moved("", bytes, elapsed)),
             traffic: Some(Traffic {
                 bytes,
                 first_byte: self.first_byte,
-                streams: 1,
+                taken_in: elapsed,
+                presence: presence(&context.metrics, elapsed),
                 sink: Sink::Consumer,
             }),
             ..Report::default()

@@ -68,6 +68,7 @@ impl Context {
         if scheme != Scheme::S3 || flags.dir().is_none() {
             return Ok((self.connect(&[scheme], engine)?, None));
         }
+        sse_c::refuse_cache(&self.source)?;
         let s3 = self.s3(engine)?;
         let config = flags.config(s3.endpoint_url());
         let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);

@@ -86,6 +86,7 @@ impl Demo {
                         "{} mode delivered other bytes than the server has",
                         run.name
                     ),
+                    answer: Box::default(),
                 });
             }
         }

@@ -9,11 +9,12 @@ use clap::Args;
 use super::flags::{EngineFlags, switch};
 use super::progress::{Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
+use super::total::Total;
 use super::{Context, connect, interrupt};
 use crate::download::{self, DownloadConfig, DownloadProgress};
 use crate::error::Result;
 use crate::input::Source;
-use crate::metrics::{Metrics, Sink};
+use crate::metrics::Sink;
 use crate::prefetch::{PrefetchConfig, Prefetcher};
 
 /// One that is written, and some on their way.
@@ -48,22 +49,17 @@ impl Download {
         let config = lanes(&engine, self.fsync);
         let client = context.connect(&connect::schemes([&self.uri]), &engine)?;
         let engine = Prefetcher::new(client, engine, context.metrics.clone())?;
-        let streams = u32::try_from(config.lanes.get()).unwrap_or(u32::MAX);
         let download = download::Download::new(engine, self.uri, self.dir, config);
         let stop = download.stop().clone();
         interrupt::listen(move || stop.cancel())?;
         let progress = Progress::start(
             context.shows_progress(),
-            sampler(
-                download.progress().clone(),
-                context.metrics.clone(),
-                streams,
-            ),
+            sampler(download.progress().clone()),
         );
         let result = download.run();
         drop(progress);
         result?;
-        Ok(report(download.progress(), context, streams))
+        Ok(report(download.progress(), context))
     }
 }
 
@@ -80,41 +76,42 @@ fn lanes(engine: &PrefetchConfig, fsync: bool) -> DownloadConfig {
     config
 }
 
-fn sampler(
-    progress: Arc<DownloadProgress>,
-    metrics: Arc<Metrics>,
-    streams: u32,
-) -> impl Fn() -> Sample + Send + 'static {
+fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'static {
     move || {
-        let skipped = progress.skipped_bytes.get();
+        // Before the numbers that it makes final.
+        let is_listed = progress.is_listed();
+        let (skipped, found) = (progress.skipped_bytes.get(), progress.found_bytes.get());
         Sample {
             bytes: progress.written_bytes.get(),
-            total_bytes: progress
-                .is_listed()
-                .then(|| progress.found_bytes.get().saturating_sub(skipped)),
-            files: Some((
+            total: (is_listed || found > 0).then_some(Total {
+                bytes: found.saturating_sub(skipped),
+                is_final: is_listed,
+            }),
+            count: Some(format!(
+                "{}/{} files",
                 progress.written_files.get() + progress.skipped_files.get(),
-                progress.found_files.get(),
+                progress.found_files.get()
             )),
-            stall_ns: metrics.consumer_stall_ns.get(),
-            streams,
+            presence: progress.presence(),
+            waits_for: None,
         }
     }
 }
 
-fn report(progress: &DownloadProgress, context: &Context, streams: u32) -> Report {
+fn report(progress: &DownloadProgress, context: &Context) -> Report {
     let (written, skipped) = (progress.written_files.get(), progress.skipped_files.get());
-    let bytes = progress.written_bytes.get();
+    let (bytes, elapsed) = (progress.written_bytes.get(), context.started.elapsed());
     let what = match skipped {
         0 => format!("{}, ", counted(written, "file")),
         _ => format!("{} ({skipped} more were there), ", counted(written, "file")),
     };
     let mut report = Report {
-        line: Some(moved(&what, bytes, context.started.elapsed())),
+        line: Some(moved(&what, bytes, elapsed)),
         traffic: Some(Traffic {
             bytes,
             first_byte: None,
-            streams,
+            taken_in: elapsed,
+            presence: progress.presence(),
             sink: Sink::Disk,
         }),
         ..Report::default()

@@ -54,7 +54,8 @@ pub(super) static TABLE_HELP: LazyLock<String> = LazyLock::new(|| {
         "\nCredentials, region, endpoint and profile come from where the AWS CLI takes them: AWS_*\n\
          variables, ~/.aws, SSO, containers, instances. Most flags can also be set as\n\
          STANDPIPE_MEMORY, STANDPIPE_PART_SIZE, STANDPIPE_CONCURRENCY, STANDPIPE_CHECKSUMS,\n\
-         STANDPIPE_TRANSPORT, STANDPIPE_ENDPOINT_URL and so on; what is typed wins.",
+         STANDPIPE_TRANSPORT, STANDPIPE_ENDPOINT_URL and so on; what is typed wins.\n\
+         Sizes: 64MiB, 64Mi and 64M are powers of 1024, 64MB is one of 1000.",
     );
     text
 });

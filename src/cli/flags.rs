@@ -214,7 +214,8 @@ impl EngineFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cache")]
 pub(super) struct CacheFlags {
-    /// Keep what is read in this directory, for the next epoch, other processes and the next start
+    /// Keep what is read in this directory, for the next epoch, other processes and the next start. It is stored in
+    /// plain, so not with --sse-c-key
     #[arg(long, value_name = "DIR", env = "STANDPIPE_CACHE", hide_env = true)]
     pub(super) cache: Option<PathBuf>,
     /// Disk that the cache may take [default: all but 5 % of it]

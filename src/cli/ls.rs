@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Context;
 use super::report::Report;
-use super::stdout::{Written, settle};
+use super::stdout::{Written, check_open, settle};
 use crate::client::{Depth, ListEntry};
 use crate::error::{Answer, Error, Result};
 use crate::object::{ObjectMeta, ObjectUri, Scheme};
@@ -50,6 +50,7 @@ struct Total {
 
 impl Ls {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
+        check_open()?;
         let client = context.connect(&[self.uri.scheme()], &PrefetchConfig::default())?;
         let depth = if self.recursive {
             Depth::All
@@ -98,10 +99,11 @@ fn prefix(uri: &ObjectUri) -> ObjectUri {
 fn nothing(uri: &ObjectUri) -> Error {
     Error::NotFound {
         uri: uri.to_string(),
-        answer: Answer {
+        offset: None,
+        answer: Box::new(Answer {
             message: Some("no object's key starts with this".into()),
             ..Answer::default()
-        },
+        }),
     }
 }
 

@@ -1,21 +1,26 @@
 //! `standpipe pipe`: Pipe mode.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt;
+use serde_json::json;
 
 use super::flags::EngineFlags;
 use super::progress::{self, Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
+use super::total::{Listed, Total};
 use super::{Context, connect, interrupt};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::{Channel, Lookup};
-use crate::metrics::{Metrics, Sink};
-use crate::pipe::{ChannelSummary, Failure, PipeChannel, PipeConfig, PipeServer, PipeSummary};
+use crate::metrics::Sink;
+use crate::pipe::{
+    ChannelSummary, Failure, PipeChannel, PipeConfig, PipeServer, PipeSummary, Watch,
+};
 use crate::prefetch::Prefetcher;
 use crate::runtime;
 
@@ -59,17 +64,21 @@ impl Pipe {
             &config,
         )?;
         let engine = Prefetcher::new(client, config, context.metrics.clone())?;
-        let streams = u32::try_from(self.channel.len()).unwrap_or(u32::MAX);
         for channel in &self.channel {
-            check(&engine, channel)?;
+            check(&engine, channel).inspect_err(|error| self.leave_word(channel, error))?;
         }
-        let mut server = self.start(&engine, context)?;
+        let totals: Vec<_> = self
+            .channel
+            .iter()
+            .map(|_| EpochTotals::default())
+            .collect();
+        let mut server = self.start(&engine, &totals, context)?;
         self.announce(context);
         let canceller = server.canceller();
         interrupt::listen(move || canceller.cancel())?;
         let progress = Progress::start(
             context.shows_progress(),
-            sampler(context.metrics.clone(), streams),
+            sampler(server.watch(), totals, self.epochs),
         );
         let result = server.wait();
         drop(progress);
@@ -78,8 +87,19 @@ impl Pipe {
             std::mem::forget(server);
         }
         match (result?, interrupt::exit_code()) {
-            (_, Some(_)) => Err(crate::error::Error::Cancelled),
-            (summary, None) => Ok(report(&summary, context, streams)),
+            (_, Some(_)) => Err(Error::Cancelled),
+            (summary, None) => Ok(report(&summary)),
+        }
+    }
+
+    /// Whoever waits for a FIFO finds the reason why it never comes.
+    fn leave_word(&self, channel: &Channel, error: &Error) {
+        let told = channel
+            .name
+            .parse()
+            .and_then(|name| Failure::before_the_start(&self.dir, &name, error.clone()));
+        if let Err(error) = told {
+            tracing::error!(%error, "the status file could not be written");
         }
     }
 
@@ -98,7 +118,12 @@ impl Pipe {
         }
     }
 
-    fn start(&self, engine: &Prefetcher, context: &Context) -> Result<PipeServer> {
+    fn start(
+        &self,
+        engine: &Prefetcher,
+        totals: &[EpochTotals],
+        context: &Context,
+    ) -> Result<PipeServer> {
         let mut config = PipeConfig::new(&self.dir);
         config.epochs = self.epochs;
         config.mode = self.fifo_mode;
@@ -106,7 +131,8 @@ impl Pipe {
         let channels: Result<Vec<_>> = self
             .channel
             .iter()
-            .map(|channel| served(engine.clone(), channel.clone()))
+            .zip(totals)
+            .map(|(channel, totals)| served(engine.clone(), channel.clone(), totals.clone()))
             .collect();
         let (json, told, grace) = (
             context.output.json,
@@ -138,10 +164,28 @@ fn check(engine: &Prefetcher, channel: &Channel) -> Result<()> {
 }
 
 /// Every epoch lists anew: it reads what is there when it begins.
-fn served(engine: Prefetcher, channel: Channel) -> Result<PipeChannel> {
-    Ok(PipeChannel::new(channel.name.parse()?, move |_epoch| {
-        engine.read_all(channel.source.objects(engine.client(), Lookup::Prefix))
+fn served(engine: Prefetcher, channel: Channel, totals: EpochTotals) -> Result<PipeChannel> {
+    Ok(PipeChannel::new(channel.name.parse()?, move |epoch| {
+        let objects = channel.source.objects(engine.client(), Lookup::Prefix);
+        engine.read_all(totals.begin(epoch).counting(objects))
     }))
+}
+
+/// What the epochs of a channel hold: of the one that is read and of the next, which is listed ahead.
+#[derive(Debug, Clone, Default)]
+struct EpochTotals(Arc<Mutex<BTreeMap<u64, Listed>>>);
+
+impl EpochTotals {
+    fn begin(&self, epoch: u64) -> Listed {
+        let mut listed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.retain(|known, _| known + 1 >= epoch);
+        listed.entry(epoch).or_default().clone()
+    }
+
+    fn of(&self, epoch: u64) -> Option<Total> {
+        let listed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.get(&epoch).and_then(Listed::total)
+    }
 }
 
 /// The failure while its reader still waits. It is all that is said: at the end only the exit code follows.
@@ -158,16 +202,64 @@ fn explain(failure: &Failure, grace: Duration) -> String {
     )
 }
 
-fn sampler(metrics: Arc<Metrics>, streams: u32) -> impl Fn() -> Sample + Send + 'static {
-    move || Sample {
-        bytes: metrics.bytes_delivered.get(),
-        stall_ns: metrics.consumer_stall_ns.get(),
-        streams,
-        ..Sample::default()
+fn sampler(
+    watch: Watch,
+    totals: Vec<EpochTotals>,
+    epochs: Option<u64>,
+) -> impl Fn() -> Sample + Send + 'static {
+    move || {
+        let channels = watch.summary().channels;
+        let each = channels.iter().zip(&totals);
+        Sample {
+            bytes: channels.iter().map(|channel| channel.bytes).sum(),
+            total: each
+                .map(|(channel, totals)| {
+                    whole_run(channel, totals.of(current_epoch(channel)), epochs)
+                })
+                .reduce(|a, b| Some(a? + b?))
+                .flatten(),
+            count: match &channels[..] {
+                [only] => Some(shown_epoch(current_epoch(only), epochs)),
+                _ => None,
+            },
+            presence: channels.iter().map(ChannelSummary::presence).sum(),
+            waits_for: (!watch.has_reader()).then_some("a reader"),
+        }
     }
 }
 
-fn report(summary: &PipeSummary, context: &Context, streams: u32) -> Report {
+fn current_epoch(channel: &ChannelSummary) -> u64 {
+    channel.epochs + channel.early_closes
+}
+
+fn shown_epoch(epoch: u64, epochs: Option<u64>) -> String {
+    match epochs {
+        Some(epochs) => format!("epoch {}/{epochs}", (epoch + 1).min(epochs)),
+        None => format!("epoch {}", epoch + 1),
+    }
+}
+
+/// All bytes of all epochs, if those to come are as large as this one; without an end, those up to this one's.
+fn whole_run(channel: &ChannelSummary, epoch: Option<Total>, epochs: Option<u64>) -> Option<Total> {
+    let to_come = match epochs {
+        // The farewell holds nothing.
+        Some(epochs) if current_epoch(channel) >= epochs => {
+            return Some(Total {
+                bytes: channel.bytes,
+                is_final: true,
+            });
+        }
+        Some(epochs) => epochs - current_epoch(channel),
+        None => 1,
+    };
+    let before = channel.bytes - channel.epoch_bytes;
+    epoch.map(|epoch| Total {
+        bytes: before.saturating_add(epoch.bytes.saturating_mul(to_come)),
+        ..epoch
+    })
+}
+
+fn report(summary: &PipeSummary) -> Report {
     let total = |count: fn(&ChannelSummary) -> u64| summary.channels.iter().map(count).sum::<u64>();
     let bytes = total(|channel| channel.bytes);
     let what = format!(
@@ -176,7 +268,7 @@ fn report(summary: &PipeSummary, context: &Context, streams: u32) -> Report {
         counted(total(|channel| channel.epochs), "epoch")
     );
     let mut report = Report {
-        line: Some(moved(&what, bytes, context.started.elapsed())),
+        line: Some(moved(&what, bytes, summary.attended)),
         traffic: Some(Traffic {
             bytes,
             first_byte: summary
@@ -184,13 +276,47 @@ fn report(summary: &PipeSummary, context: &Context, streams: u32) -> Report {
                 .iter()
                 .filter_map(|channel| channel.first_byte)
                 .min(),
-            streams,
+            taken_in: summary.attended,
+            presence: summary.channels.iter().map(ChannelSummary::presence).sum(),
             sink: Sink::Consumer,
         }),
         ..Report::default()
     };
+    let fields = [
+        ("attended_seconds", json!(summary.attended.as_secs_f64())),
+        ("channels", json!(summary.channels)),
+    ];
     report
         .fields
-        .insert("channels".into(), serde_json::json!(summary.channels));
+        .extend(fields.map(|(name, value)| (name.into(), value)));
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipe::ChannelSummary;
+
+    #[test]
+    fn a_run_is_all_its_epochs_as_far_as_they_are_known() {
+        let listed = |bytes, is_final| Some(Total { bytes, is_final });
+        for (epoch, epochs, before, now, expected) in [
+            (0, Some(3), 0, listed(10, true), listed(30, true)),
+            (0, Some(3), 0, listed(10, false), listed(30, false)),
+            (0, None, 0, listed(10, true), listed(10, true)),
+            // The first was closed early, at 4 of 10.
+            (1, Some(3), 4, listed(10, true), listed(24, true)),
+            (1, None, 4, listed(10, true), listed(14, true)),
+            (0, Some(3), 0, None, None),
+            (3, Some(3), 24, None, listed(29, true)),
+        ] {
+            let mut channel = ChannelSummary::new("train".parse().unwrap());
+            channel.epochs = epoch;
+            (channel.bytes, channel.epoch_bytes) = (before + 5, 5);
+            let run = whole_run(&channel, now, epochs);
+            assert_eq!(run, expected, "epoch {epoch} of {epochs:?}");
+        }
+        assert_eq!(shown_epoch(3, Some(3)), "epoch 3/3");
+        assert_eq!(shown_epoch(3, None), "epoch 4");
+    }
 }

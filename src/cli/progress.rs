@@ -1,15 +1,19 @@
 //! The progress bar: bytes, rate, time left and the share of the time in which the consumer waited.
 //!
-//! A thread samples counters ten times a second and draws; nothing in the data path knows of it.
+//! A thread samples counters ten times a second and draws; nothing in the data path knows of it. What does not fit into
+//! the terminal is said in fewer words, then left out: first the bar, last what is done.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::size::human;
+use super::size::{human, share};
+use super::total::Total;
+use crate::metrics::Presence;
 
 /// Smooth to the eye, and nothing to the processor.
 const TICK: Duration = Duration::from_millis(100);
@@ -17,31 +21,42 @@ const TICK: Duration = Duration::from_millis(100);
 /// The weight of the newest sample in the rate: it follows a change within about two seconds.
 const RATE_WEIGHT: f64 = 0.1;
 
+/// The widest bar, and the narrowest that still says something.
+const BAR_COLUMNS: (usize, usize) = (24, 8);
+
 /// The bar on the screen, for whoever else wants to write there.
 static ON_SCREEN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// The counters at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Sample {
     /// Bytes that are done.
     pub(super) bytes: u64,
-    /// All there will be, once known.
-    pub(super) total_bytes: Option<u64>,
-    /// Files that are done, and found; not shown if there are no files.
-    pub(super) files: Option<(u64, u64)>,
-    /// Time in which the consumer waited for data, in nanoseconds, over all streams.
-    pub(super) stall_ns: u64,
-    /// Streams at work.
-    pub(super) streams: u32,
+    /// All there will be; nothing before the first of it is found.
+    pub(super) total: Option<Total>,
+    /// Files or epochs that are done.
+    pub(super) count: Option<String>,
+    /// How the consumers spent their time.
+    pub(super) presence: Presence,
+    /// What keeps everything waiting, when it is not the data.
+    pub(super) waits_for: Option<&'static str>,
 }
 
 /// What one tick shows.
 #[derive(Debug)]
 pub(super) struct Frame {
-    /// How far of how much, once known.
-    pub(super) of: Option<(u64, u64)>,
+    /// How far of how much, and the columns that a bar may take; no bar otherwise.
+    pub(super) bar: Option<Bar>,
     /// Beside the bar.
     pub(super) text: String,
+}
+
+/// How far of how much, and in how many columns that is shown.
+#[derive(Debug, PartialEq)]
+pub(super) struct Bar {
+    pub(super) done: u64,
+    pub(super) all: u64,
+    pub(super) columns: usize,
 }
 
 /// A bar that is on the screen until it is dropped.
@@ -54,23 +69,21 @@ pub(super) struct Progress {
 impl Progress {
     /// Shows a bar of bytes if `show`, fed by `sample`.
     pub(super) fn start(show: bool, sample: impl Fn() -> Sample + Send + 'static) -> Self {
-        let started = Instant::now();
-        let (mut before, mut last, mut rate) = (started, sample(), None);
-        Self::frames(show, move || {
+        let (mut before, mut last) = (Instant::now(), sample());
+        let (mut rate, mut samples) = (0.0, 0);
+        Self::frames(show, move |columns| {
             let (now, next) = (Instant::now(), sample());
             let newest = next.bytes.saturating_sub(last.bytes) as f64
                 / (now - before).as_secs_f64().max(1e-9);
-            let smooth = smoothed(rate, newest);
-            (before, last, rate) = (now, next, Some(smooth));
-            Frame {
-                of: next.total_bytes.map(|total| (next.bytes, total)),
-                text: line(&next, smooth, now - started),
-            }
+            samples += u32::from(next.bytes > 0);
+            rate = smoothed(rate, newest, samples);
+            (before, last) = (now, next);
+            layout(&last, rate, columns)
         })
     }
 
-    /// Shows a bar if `show`, drawn as `frame` says.
-    pub(super) fn frames(show: bool, frame: impl FnMut() -> Frame + Send + 'static) -> Self {
+    /// Shows a bar if `show`, drawn as `frame` says for a terminal of so many columns.
+    pub(super) fn frames(show: bool, frame: impl FnMut(usize) -> Frame + Send + 'static) -> Self {
         let (ends, ended) = mpsc::channel();
         let thread = show.then(|| std::thread::spawn(move || draw(&ended, frame)));
         Self {
@@ -102,60 +115,135 @@ pub(super) fn suspended<T>(print: impl FnOnce() -> T) -> T {
     }
 }
 
-fn draw(ended: &mpsc::Receiver<()>, mut frame: impl FnMut() -> Frame) {
+fn draw(ended: &mpsc::Receiver<()>, mut frame: impl FnMut(usize) -> Frame) {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
-    let (style, spinner) = (style("{bar:24.cyan/blue} {msg}"), style("{spinner} {msg}"));
+    let terminal = Term::stderr();
     while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-        let next = frame();
-        match next.of {
-            Some((done, all)) => {
-                bar.set_style(style.clone());
-                bar.set_length(all);
-                bar.set_position(done);
-            }
-            None => bar.set_style(spinner.clone()),
-        }
+        // At every tick: terminals change their width.
+        let next = frame(usize::from(terminal.size().1));
+        // Before what draws anew: a new width with an old text may not fit.
+        bar.set_style(style(next.bar.as_ref().map_or(0, |bar| bar.columns)));
         bar.set_message(next.text);
+        if let Some(Bar { done, all, .. }) = next.bar {
+            bar.set_length(all);
+            bar.set_position(done);
+        }
         bar.tick();
     }
     bar.finish_and_clear();
     *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template)
+fn style(bar_columns: usize) -> ProgressStyle {
+    let template = match bar_columns {
+        0 => "{msg}".to_owned(),
+        columns => format!("{{bar:{columns}.cyan/blue}} {{msg}}"),
+    };
+    ProgressStyle::with_template(&template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━╸─")
 }
 
-fn smoothed(rate: Option<f64>, newest: f64) -> f64 {
-    rate.map_or(newest, |rate| rate + RATE_WEIGHT * (newest - rate))
+/// The plain mean of the first samples, since the first byte; bytes come in whole parts.
+fn smoothed(rate: f64, newest: f64, samples: u32) -> f64 {
+    let weight = RATE_WEIGHT.max(1.0 / f64::from(samples.max(1)));
+    rate + weight * (newest - rate)
 }
 
-/// The text beside the bar.
-fn line(sample: &Sample, rate: f64, elapsed: Duration) -> String {
-    let mut parts = Vec::new();
-    if let Some((done, found)) = sample.files {
-        parts.push(format!("{done}/{found} files"));
+/// The bar and the text beside it, so that both fit into `columns`.
+fn layout(sample: &Sample, rate: f64, columns: usize) -> Frame {
+    // In the last column some terminals break the line.
+    let room = columns.saturating_sub(1);
+    let mut text = join(&parts(sample, rate, Words::Many), "  ");
+    if width(&text) > room {
+        let mut few = parts(sample, rate, Words::Few);
+        text = join(&few, " ");
+        while width(&text) > room && few.len() > 1 {
+            let least = (0..few.len()).max_by_key(|at| few[*at].0).unwrap_or(0);
+            few.remove(least);
+            text = join(&few, " ");
+        }
     }
-    parts.push(match sample.total_bytes {
-        Some(total) => format!("{} of {}", human(sample.bytes as f64), human(total as f64)),
-        None => human(sample.bytes as f64),
-    });
-    parts.push(format!("{}/s", human(rate)));
-    if let Some(total) = sample.total_bytes
-        && rate >= 1.0
-    {
-        parts.push(format!(
-            "{} left",
-            clock(total.saturating_sub(sample.bytes) as f64 / rate)
+    let total = sample.total.filter(|total| total.is_final);
+    let bar = total.and_then(|total| Bar::beside(&text, (sample.bytes, total.bytes), columns));
+    Frame { bar, text }
+}
+
+impl Bar {
+    /// So wide that it and `text` fit into `columns`, if it then still says something.
+    pub(super) fn beside(text: &str, (done, all): (u64, u64), columns: usize) -> Option<Self> {
+        let left = columns.saturating_sub(width(text) + 2);
+        (left >= BAR_COLUMNS.1).then(|| Self {
+            done,
+            all,
+            columns: left.min(BAR_COLUMNS.0),
+        })
+    }
+}
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Words {
+    Many,
+    Few,
+}
+
+/// The parts of the line in order, each with its rank: the greatest is left out first.
+fn parts(sample: &Sample, rate: f64, words: Words) -> Vec<(u8, String)> {
+    let few = words == Words::Few;
+    let mut parts = Vec::new();
+    parts.extend(sample.count.clone().map(|count| (5, count)));
+    let done = human(sample.bytes as f64);
+    parts.push((
+        0,
+        match sample.total {
+            Some(total) if few => share(sample.bytes, total.bytes, total.sign()),
+            Some(total) => format!("{done} of {}{}", total.sign(), human(total.bytes as f64)),
+            None if few => done,
+            None => format!("{done}  listing…"),
+        },
+    ));
+    if let Some(what) = sample.waits_for {
+        parts.push((1, format!("waiting for {what}")));
+        return parts;
+    }
+    parts.push((1, format!("{}/s", human(rate))));
+    if let Some(left) = seconds_left(sample, rate) {
+        let left = clock(left);
+        parts.push((
+            2,
+            if few {
+                format!("~{left}")
+            } else {
+                format!("{left} left")
+            },
         ));
     }
-    let available = elapsed.as_nanos() as f64 * f64::from(sample.streams.max(1));
-    let stall = (sample.stall_ns as f64 / available.max(1.0)).min(1.0) * 100.0;
-    parts.push(format!("waited {stall:.0}% for data"));
-    parts.join("  ")
+    let stall = sample.presence.stall_share() * 100.0;
+    parts.push((
+        3,
+        match few {
+            true => format!("wait {stall:.0}%"),
+            false => format!("waited {stall:.0}% for data"),
+        },
+    ));
+    parts
+}
+
+/// Known only when all is listed and some of it moves.
+fn seconds_left(sample: &Sample, rate: f64) -> Option<f64> {
+    let total = sample.total.filter(|total| total.is_final && rate >= 1.0)?;
+    Some(total.bytes.saturating_sub(sample.bytes) as f64 / rate)
+}
+
+fn join(parts: &[(u8, String)], between: &str) -> String {
+    let texts: Vec<_> = parts.iter().map(|(_, text)| text.as_str()).collect();
+    texts.join(between)
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
 }
 
 /// Seconds as people read them.
@@ -171,30 +259,90 @@ pub(super) fn clock(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> Sample {
+        Sample {
+            bytes: 1 << 30,
+            total: Some(Total {
+                bytes: 3 << 30,
+                is_final: true,
+            }),
+            count: Some("3/9 files".into()),
+            presence: Presence {
+                present: Duration::from_secs(5),
+                stalled: Duration::from_millis(500),
+                blocked: Duration::ZERO,
+            },
+            waits_for: None,
+        }
+    }
+
+    /// The bar's columns and the text.
+    fn shape(sample: &Sample, rate: f64, columns: usize) -> (usize, String) {
+        let frame = layout(sample, rate, columns);
+        (frame.bar.map_or(0, |bar| bar.columns), frame.text)
+    }
 
     #[test]
     fn the_line_says_how_far_how_fast_how_long_and_why() {
-        let sample = Sample {
-            bytes: 1 << 30,
-            total_bytes: Some(3 << 30),
-            files: Some((3, 9)),
-            stall_ns: 500_000_000,
-            streams: 1,
-        };
-        let text = line(&sample, (256 << 20) as f64, Duration::from_secs(5));
+        let rate = (256 << 20) as f64;
+        let lines = |sample: &Sample| [120, 80, 40, 20].map(|columns| shape(sample, rate, columns));
+        let shown = |bar: usize, text: &str| (bar, text.to_owned());
+        let long = "3/9 files  1.00 GiB of 3.00 GiB  256 MiB/s  8s left  waited 10% for data";
         assert_eq!(
-            text,
-            "3/9 files  1.00 GiB of 3.00 GiB  256 MiB/s  8s left  waited 10% for data"
+            lines(&sample()),
+            [
+                shown(24, long),
+                shown(0, long),
+                shown(0, "1.00/3.00 GiB 256 MiB/s ~8s wait 10%"),
+                shown(0, "1.00/3.00 GiB"),
+            ]
+        );
+        let growing = Sample {
+            total: Some(Total {
+                bytes: 3 << 30,
+                is_final: false,
+            }),
+            count: None,
+            ..sample()
+        };
+        assert_eq!(
+            lines(&growing)[1..3],
+            [
+                shown(0, "1.00 GiB of ≥3.00 GiB  256 MiB/s  waited 10% for data"),
+                shown(0, "1.00/≥3.00 GiB 256 MiB/s wait 10%"),
+            ]
         );
         let unknown = Sample {
-            total_bytes: None,
-            files: None,
-            ..sample
+            total: None,
+            ..growing.clone()
         };
         assert_eq!(
-            line(&unknown, 0.0, Duration::ZERO),
-            "1.00 GiB  0 B/s  waited 100% for data"
+            shape(&unknown, 0.0, 80),
+            shown(0, "1.00 GiB  listing…  0 B/s  waited 10% for data")
         );
+        let alone = Sample {
+            waits_for: Some("a reader"),
+            ..sample()
+        };
+        assert_eq!(
+            shape(&alone, 0.0, 80),
+            shown(24, "3/9 files  1.00 GiB of 3.00 GiB  waiting for a reader")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_wider_than_the_terminal(
+            bytes in 0..1u64 << 50, more in 0..1u64 << 50, is_final: bool, rate in 0.0..1e12, columns in 21usize..200,
+        ) {
+            let total = Some(Total { bytes: bytes + more, is_final });
+            let sample = Sample { bytes, total, ..sample() };
+            let (bar, text) = shape(&sample, rate, columns);
+            let bar = if bar == 0 { 0 } else { bar + 1 };
+            prop_assert!(bar + width(&text) < columns, "{bar} {text}");
+        }
     }
 
     #[test]
@@ -204,7 +352,11 @@ mod tests {
 
     #[test]
     fn the_rate_follows_within_about_two_seconds() {
-        let rate = (0..20).fold(0.0, |rate, _| smoothed(Some(rate), 100.0));
+        let rate = (10..30).fold(0.0, |rate, n| smoothed(rate, 100.0, n));
         assert!(rate > 85.0, "{rate}");
+        let start = (1..=4).fold(0.0, |rate, n| {
+            smoothed(rate, [10.0, 0.0, 0.0, 30.0][n as usize - 1], n)
+        });
+        assert_eq!(start, 10.0);
     }
 }

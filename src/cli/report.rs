@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::size::human;
 use super::{Context, exit};
 use crate::error::{Error, Result};
-use crate::metrics::{Sink, Verdict};
+use crate::metrics::{Presence, Sink, Verdict};
 
 /// What a command did.
 #[derive(Debug, Default)]
@@ -28,8 +28,10 @@ pub(super) struct Traffic {
     pub(super) bytes: u64,
     /// Until the first of them came.
     pub(super) first_byte: Option<Duration>,
-    /// Streams at work.
-    pub(super) streams: u32,
+    /// The time that the rate is of: that in which anybody was there to take them.
+    pub(super) taken_in: Duration,
+    /// How those who took them spent their time.
+    pub(super) presence: Presence,
     /// What they went into.
     pub(super) sink: Sink,
 }
@@ -57,10 +59,7 @@ pub(super) fn print(command: &str, context: &Context, result: &Result<Report>) {
             if let Some(line) = &report.line {
                 eprintln!("{line}");
             }
-            if let Some(verdict) = report
-                .traffic
-                .and_then(|traffic| verdict(context, traffic, elapsed))
-            {
+            if let Some(verdict) = report.traffic.and_then(|traffic| verdict(context, traffic)) {
                 eprintln!("{verdict}");
             }
         }
@@ -78,13 +77,12 @@ fn write_line(to_stderr: bool, text: &str) {
     };
 }
 
-/// A run of less than a tenth of a second has no bottleneck worth a sentence.
-fn verdict(context: &Context, traffic: Traffic, elapsed: Duration) -> Option<Verdict> {
-    (traffic.bytes > 0 && elapsed >= Duration::from_millis(100)).then(|| {
-        context
-            .metrics
-            .snapshot()
-            .verdict(elapsed, traffic.streams, traffic.sink)
+/// What was done in less than a tenth of a second has no bottleneck worth a sentence.
+fn verdict(context: &Context, traffic: Traffic) -> Option<Verdict> {
+    let is_told = traffic.bytes > 0 && traffic.presence.present >= Duration::from_millis(100);
+    is_told.then(|| {
+        let snapshot = context.metrics.snapshot();
+        snapshot.verdict_on(traffic.presence, traffic.sink)
     })
 }
 
@@ -138,7 +136,7 @@ fn object(command: &str, context: &Context, result: &Result<Report>, elapsed: Du
     match result {
         Ok(report) => {
             if let Some(traffic) = report.traffic {
-                add_traffic(&mut object, context, traffic, elapsed);
+                add_traffic(&mut object, context, traffic);
             }
             object.extend(report.fields.clone());
         }
@@ -153,20 +151,15 @@ fn object(command: &str, context: &Context, result: &Result<Report>, elapsed: Du
     Value::Object(object)
 }
 
-fn add_traffic(
-    object: &mut Map<String, Value>,
-    context: &Context,
-    traffic: Traffic,
-    elapsed: Duration,
-) {
-    let rate = traffic.bytes as f64 / elapsed.as_secs_f64().max(1e-9);
+fn add_traffic(object: &mut Map<String, Value>, context: &Context, traffic: Traffic) {
+    let rate = traffic.bytes as f64 / traffic.taken_in.as_secs_f64().max(1e-9);
     object.insert("bytes".into(), json!(traffic.bytes));
     object.insert("bytes_per_second".into(), json!(rate));
     object.insert(
         "first_byte_seconds".into(),
         json!(traffic.first_byte.map(|time| time.as_secs_f64())),
     );
-    object.insert("verdict".into(), json!(verdict(context, traffic, elapsed)));
+    object.insert("verdict".into(), json!(verdict(context, traffic)));
 }
 
 #[cfg(test)]

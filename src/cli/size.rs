@@ -1,4 +1,7 @@
 //! Sizes as people type them: `64MiB`, `64MB`, `1.5GiB`, `4096`.
+//!
+//! `64MiB`, `64Mi` and `64M` are powers of 1024 (a lone letter is, as for `dd`, `head` and `ulimit`); `64MB` is one of
+//! 1000. Case is of no account.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +28,18 @@ const DECIMAL: [(&str, u64); 5] = [
     ("", 1),
 ];
 
+/// Units that are typed and never printed.
+const SHORT: [(&str, u64); 8] = [
+    ("Ti", 1 << 40),
+    ("Gi", 1 << 30),
+    ("Mi", 1 << 20),
+    ("Ki", 1 << 10),
+    ("T", 1 << 40),
+    ("G", 1 << 30),
+    ("M", 1 << 20),
+    ("K", 1 << 10),
+];
+
 impl FromStr for Size {
     type Err = Error;
 
@@ -32,7 +47,9 @@ impl FromStr for Size {
         let unusable = |reason: &str| {
             Error::config(
                 text,
-                format!("{reason}: use a number and a unit, such as 64MiB or 64MB"),
+                format!(
+                    "{reason}: use a number and a unit, such as 64MiB, 64Mi or 64M (of 1024) or 64MB (of 1000)"
+                ),
             )
         };
         let typed = text.trim();
@@ -43,11 +60,9 @@ impl FromStr for Size {
         let unit_bytes = BINARY
             .iter()
             .chain(&DECIMAL)
+            .chain(&SHORT)
             .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-            .ok_or_else(|| match unit.len() {
-                1 => unusable("powers of 1000 or of 1024?"),
-                _ => unusable("not a size"),
-            })?
+            .ok_or_else(|| unusable("not a size"))?
             .1;
         times(number, unit_bytes)
             .map(Self)
@@ -85,17 +100,32 @@ impl fmt::Display for Size {
 
 /// About how much, for people: three digits and a unit.
 pub(super) fn human(bytes: f64) -> String {
-    let (name, unit) = BINARY
+    let unit = unit_for(bytes);
+    format!("{} {}", digits(bytes, unit), unit.0)
+}
+
+/// How much of how much, in one unit: `0.13/3.00 GiB`; `sign` stands before the whole.
+pub(super) fn share(part: u64, whole: u64, sign: &str) -> String {
+    let unit = unit_for(part.max(whole) as f64);
+    let (part, whole) = (digits(part as f64, unit), digits(whole as f64, unit));
+    format!("{part}/{sign}{whole} {}", unit.0)
+}
+
+fn unit_for(bytes: f64) -> (&'static str, u64) {
+    BINARY
         .into_iter()
         // From 999.5 on, three digits would be four.
         .find(|(_, unit)| bytes >= *unit as f64 * 0.9995)
-        .unwrap_or(("B", 1));
+        .unwrap_or(("B", 1))
+}
+
+fn digits(bytes: f64, (name, unit): (&str, u64)) -> String {
     let value = bytes / unit as f64;
     match name {
-        "B" => format!("{value:.0} B"),
-        _ if value < 9.995 => format!("{value:.2} {name}"),
-        _ if value < 99.95 => format!("{value:.1} {name}"),
-        _ => format!("{value:.0} {name}"),
+        "B" => format!("{value:.0}"),
+        _ if value < 9.995 => format!("{value:.2}"),
+        _ if value < 99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
     }
 }
 
@@ -111,6 +141,13 @@ mod tests {
             ("4096", 4096),
             ("64MiB", 64 << 20),
             ("64 mib", 64 << 20),
+            ("64Mi", 64 << 20),
+            ("64M", 64 << 20),
+            ("64m", 64 << 20),
+            ("1k", 1024),
+            ("1.5G", 3 << 29),
+            ("2T", 2 << 40),
+            ("2Gi", 2 << 30),
             ("64MB", 64_000_000),
             ("1.5GiB", 3 << 29),
             ("0.1KB", 100),
@@ -127,7 +164,7 @@ mod tests {
             "MiB",
             "-1",
             "1.2.3MiB",
-            "64M",
+            "64X",
             "64 parsecs",
             "16777216TiB",
             "1e9",
@@ -147,6 +184,12 @@ mod tests {
                 "0 B", "999 B", "1.00 KiB", "1.50 KiB", "10.0 MiB", "466 GiB"
             ]
         );
+    }
+
+    #[test]
+    fn a_share_has_one_unit() {
+        assert_eq!(share(100 << 20, 3 << 30, "≥"), "0.10/≥3.00 GiB");
+        assert_eq!(share(0, 0, ""), "0/0 B");
     }
 
     proptest! {

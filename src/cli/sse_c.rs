@@ -34,6 +34,18 @@ pub(super) fn key(flags: &SourceFlags) -> Result<Option<SseCustomerKey>> {
     }
 }
 
+/// Refuses to keep on disk, in plain, what its owner keeps encrypted.
+pub(super) fn refuse_cache(flags: &SourceFlags) -> Result<()> {
+    match key(flags)? {
+        Some(_) => Err(Error::unusable(
+            FLAG,
+            "a cache would keep on disk, in plain, what is encrypted with your own key",
+            "leave out --cache (and STANDPIPE_CACHE), or say --no-cache",
+        )),
+        None => Ok(()),
+    }
+}
+
 fn read(named: &Path) -> Result<SseCustomerKey> {
     let marked = named
         .to_str()

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
@@ -25,8 +26,38 @@ pub(super) enum Written {
 #[derive(Debug)]
 pub(super) struct Stdout(File);
 
+/// Whether the process was started without a standard output (`>&-`). The standard library puts `/dev/null` in its
+/// place before `main`, and every write would go well.
+static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Runs before the standard library looks at the descriptors.
+#[used]
+#[expect(
+    unsafe_code,
+    reason = "the one way to look before the standard library does"
+)]
+// SAFETY: the C library calls what lies in this section once, before `main`; `look` needs nothing that is set up later.
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = look;
+
+extern "C" fn look() {
+    #[expect(unsafe_code, reason = "there may be no descriptor to borrow")]
+    // SAFETY: F_GETFD takes no argument and changes nothing, whatever the number stands for.
+    let is_open = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } != -1;
+    WAS_CLOSED.store(!is_open, Ordering::Relaxed);
+}
+
+/// Refuses to write where nothing arrives.
+pub(super) fn check_open() -> Result<()> {
+    match WAS_CLOSED.load(Ordering::Relaxed) {
+        true => Err(failed(io::Error::from_raw_os_error(libc::EBADF))),
+        false => Ok(()),
+    }
+}
+
 impl Stdout {
     pub(super) fn open() -> Result<Self> {
+        check_open()?;
         let out = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
         // Not a pipe, or not allowed: it works as it is.
         let _ = rustix::pipe::fcntl_setpipe_size(&out, PIPE_BYTES);

@@ -172,7 +172,8 @@ fn error(kind: FaultKind, uri: String, offset: u64) -> Error {
         },
         FaultKind::Throttled => Error::Throttled {
             uri,
-            answer: answer(503, "SlowDown"),
+            offset: Some(offset),
+            answer: Box::new(answer(503, "SlowDown")),
         },
         FaultKind::Server => Error::Server {
             uri,
@@ -183,6 +184,7 @@ fn error(kind: FaultKind, uri: String, offset: u64) -> Error {
             uri,
             offset,
             reason: reason(),
+            answer: Box::default(),
         },
         FaultKind::Changed => Error::Changed {
             uri,
@@ -195,14 +197,17 @@ fn error(kind: FaultKind, uri: String, offset: u64) -> Error {
             uri,
             offset,
             reason: reason(),
+            answer: Box::default(),
         },
         FaultKind::NotFound => Error::NotFound {
             uri,
-            answer: answer(404, "NoSuchKey"),
+            offset: Some(offset),
+            answer: Box::new(answer(404, "NoSuchKey")),
         },
         FaultKind::PermissionDenied => Error::PermissionDenied {
             uri,
-            answer: answer(403, "AccessDenied"),
+            offset: Some(offset),
+            answer: Box::new(answer(403, "AccessDenied")),
         },
     }
 }

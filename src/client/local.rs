@@ -237,7 +237,8 @@ fn open(path: &Path) -> Result<(File, Metadata)> {
         };
         return Err(Error::NotFound {
             uri: display(path),
-            answer: said(what),
+            offset: None,
+            answer: Box::new(said(what)),
         });
     }
     Ok((file, found))
@@ -275,11 +276,13 @@ fn error(path: impl AsRef<Path>, source: io::Error) -> Error {
     match source.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotFound {
             uri: display(path),
-            answer: said(source.to_string()),
+            offset: None,
+            answer: Box::new(said(source.to_string())),
         },
         ErrorKind::PermissionDenied => Error::PermissionDenied {
             uri: display(path),
-            answer: said(source.to_string()),
+            offset: None,
+            answer: Box::new(said(source.to_string())),
         },
         _ => Error::io(path, source),
     }

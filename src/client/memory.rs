@@ -56,7 +56,8 @@ impl MemoryClient {
             };
             Error::NotFound {
                 uri: uri.to_string(),
-                answer,
+                offset: None,
+                answer: Box::new(answer),
             }
         })
     }

@@ -185,7 +185,7 @@ impl<'a> Want<'a> {
     fn subject(&self) -> Subject<'a> {
         Subject {
             uri: &self.id.uri,
-            offset: self.missing.start,
+            offset: Some(self.missing.start),
             etag: self.id.etag.as_deref(),
         }
     }
@@ -205,8 +205,7 @@ impl<'a> Want<'a> {
                 return Err(Error::Corrupt {
                     uri: self.id.uri.to_string(),
                     offset: 0,
-                    reason: "the server tells no full-object CRC of it, and --checksums require insists on one".into(),
-                });
+                    reason: "the server tells no full-object CRC of it, and --checksums require insists on one".into(), answer: Box::default() });
             }
             None => {}
         }
@@ -217,8 +216,9 @@ impl<'a> Want<'a> {
 fn protocol_of(subject: Subject<'_>, reason: &str) -> Error {
     Error::Protocol {
         uri: subject.uri.to_string(),
-        offset: subject.offset,
+        offset: subject.start(),
         reason: reason.into(),
+        answer: Box::default(),
     }
 }
 
@@ -443,6 +443,7 @@ impl Shared {
                 found.to_base64(),
                 expected.to_base64()
             ),
+            answer: Box::default(),
         })
     }
 

@@ -406,6 +406,8 @@ enum Fault {
     UnknownHost(io::Error),
     /// TLS failed.
     Tls(String),
+    /// The endpoint speaks plain HTTP where TLS is asked for, or the other way round.
+    WrongScheme,
     /// `on_head` refused the answer.
     Refused(Error),
 }
@@ -442,14 +444,31 @@ impl Fault {
                 uri,
                 offset,
                 reason,
+                answer: Box::default(),
             },
             Self::Tls(reason) => Error::Tls {
                 endpoint: request.endpoint.to_string(),
                 reason,
             },
+            Self::WrongScheme => wrong_scheme(request.endpoint),
             Self::Refused(error) => error,
         }
     }
+}
+
+/// Asking again changes nothing, so it is a setting that is wrong.
+pub(crate) fn wrong_scheme(endpoint: &Endpoint) -> Error {
+    let (reason, fix) = match endpoint.tls {
+        true => (
+            "the endpoint speaks plain HTTP and not TLS",
+            "use http:// in --endpoint-url",
+        ),
+        false => (
+            "the endpoint speaks TLS and not plain HTTP",
+            "use https:// in --endpoint-url",
+        ),
+    };
+    Error::unusable(endpoint.to_string(), reason, fix)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::file::PartialFile;
 use super::{Download, STOP_POLL};
 use crate::error::{Error, Result};
+use crate::metrics::Presence;
 use crate::object::ObjectMeta;
 use crate::prefetch::{BlockingReader, Chunk, Next, Prefetcher};
 
@@ -30,6 +31,8 @@ const FILE_COST_BYTES: u64 = 100_000;
 pub(super) struct Item {
     pub(super) meta: ObjectMeta,
     pub(super) path: PathBuf,
+    /// When a lane got it. A lane that has nothing waits for nothing.
+    pub(super) queued: Instant,
 }
 
 impl Item {
@@ -101,21 +104,31 @@ impl Writer {
     /// Writes files until the lane is closed and empty, or the download is stopped.
     pub(super) fn run(&mut self, download: &Download) -> Result<()> {
         let mut open = None;
-        while let Some(chunk) = self.next(download)? {
+        loop {
+            let asked = Instant::now();
+            let Some(chunk) = self.next(download)? else {
+                return Ok(());
+            };
+            let got = Instant::now();
             let (mut file, item) = match open.take() {
                 Some(open) => open,
-                None => self.open(&chunk)?,
+                None => self.open(download, &chunk)?,
             };
-            write(download, &mut file, &chunk)?;
+            let since = asked.max(item.queued);
+            let mut blocked = timed(|| write(download, &mut file, &chunk))?;
             if chunk.ends_object {
-                complete(download, file, &item)?;
+                blocked += timed(|| complete(download, file, &item))?;
                 self.waiting_bytes
                     .fetch_sub(item.cost_bytes(), Ordering::Relaxed);
             } else {
                 open = Some((file, item));
             }
+            download.count(Presence {
+                present: since.elapsed(),
+                stalled: got.saturating_duration_since(since),
+                blocked,
+            });
         }
-        Ok(())
     }
 
     fn next(&mut self, download: &Download) -> Result<Option<Chunk>> {
@@ -131,7 +144,7 @@ impl Writer {
         }
     }
 
-    fn open(&self, chunk: &Chunk) -> Result<(PartialFile, Item)> {
+    fn open(&self, download: &Download, chunk: &Chunk) -> Result<(PartialFile, Item)> {
         let item = self
             .taken
             .lock()
@@ -144,6 +157,10 @@ impl Writer {
                     "the stream delivered another object than the next one",
                 )
             })?;
+        if let Some(parent) = item.path.parent() {
+            // What fails here fails again below, where it is told.
+            let _ = download.made.make(parent);
+        }
         let file = PartialFile::create(item.path.clone(), item.meta.size_bytes)?;
         Ok((file, item))
     }
@@ -157,13 +174,7 @@ fn write(download: &Download, file: &mut PartialFile, chunk: &Chunk) -> Result<(
         );
         return Err(joins_badly(chunk, reason));
     }
-    let before = Instant::now();
     let result = file.write(&chunk.bytes);
-    download
-        .engine
-        .metrics()
-        .sink_wait_ns
-        .add_time(before.elapsed());
     download
         .progress
         .written_bytes
@@ -178,17 +189,18 @@ fn complete(download: &Download, file: PartialFile, item: &Item) -> Result<()> {
             uri: item.meta.id.uri.to_string(),
             offset: written,
             reason: format!("the listing says {listed} bytes, and the object ended here"),
+            answer: Box::default(),
         });
     }
-    let before = Instant::now();
     file.finish(item.meta.last_modified, download.config.fsync)?;
-    download
-        .engine
-        .metrics()
-        .sink_wait_ns
-        .add_time(before.elapsed());
     download.progress.written_files.add(1);
     Ok(())
+}
+
+fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let before = Instant::now();
+    act()?;
+    Ok(before.elapsed())
 }
 
 fn joins_badly(chunk: &Chunk, reason: impl Into<String>) -> Error {
@@ -196,5 +208,6 @@ fn joins_badly(chunk: &Chunk, reason: impl Into<String>) -> Error {
         uri: chunk.object.uri.to_string(),
         offset: chunk.offset,
         reason: reason.into(),
+        answer: Box::default(),
     }
 }

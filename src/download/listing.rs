@@ -1,6 +1,7 @@
 //! Listing: what is there, what is missing here, and which lane writes it.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use futures::StreamExt;
 
@@ -56,5 +57,6 @@ fn missing(download: &Download, root: &ObjectUri, meta: ObjectMeta) -> Result<Op
         progress.skipped_bytes.add(meta.size_bytes);
         return Ok(None);
     }
-    Ok(Some(Item { meta, path }))
+    let queued = Instant::now();
+    Ok(Some(Item { meta, path, queued }))
 }

@@ -18,7 +18,7 @@ pub fn local_name(root: &ObjectUri, uri: &ObjectUri) -> Result<PathBuf> {
         Err(Error::config(
             uri.to_string(),
             format!(
-                "this key can't be a file name ({why}): exclude it, or read it with `standpipe cat`"
+                "this key can't be a file name ({why}): name prefixes or patterns without it, or read it with `standpipe cat`"
             ),
         ))
     };

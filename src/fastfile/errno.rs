@@ -63,14 +63,16 @@ mod tests {
             (
                 Error::NotFound {
                     uri: uri(),
-                    answer: Default::default(),
+                    offset: None,
+                    answer: Box::default(),
                 },
                 "ESTALE",
             ),
             (
                 Error::PermissionDenied {
                     uri: uri(),
-                    answer: Default::default(),
+                    offset: None,
+                    answer: Box::default(),
                 },
                 "EACCES",
             ),

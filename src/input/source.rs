@@ -201,10 +201,11 @@ fn is_marker(meta: &ObjectMeta) -> bool {
 fn listed(client: &Arc<dyn ObjectClient>, uri: &ObjectUri) -> Objects {
     let missing = Error::NotFound {
         uri: uri.to_string(),
-        answer: Answer {
+        offset: None,
+        answer: Box::new(Answer {
             message: Some("no object's key starts with this".into()),
             ..Answer::default()
-        },
+        }),
     };
     or_else_empty(everything(client, uri), missing)
 }
@@ -309,7 +310,8 @@ mod tests {
                 false => self.inner.list(prefix, depth),
                 true => stream::once(std::future::ready(Err(Error::PermissionDenied {
                     uri: prefix.to_string(),
-                    answer: Answer::default(),
+                    offset: None,
+                    answer: Box::default(),
                 })))
                 .boxed(),
             }

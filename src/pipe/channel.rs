@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Buf;
 
+use super::attendance::Attendance;
 use super::cancel::Canceller;
 use super::feed::{Feed, Progress};
 use super::fifo::{Fifo, Ready, Sink, Wrote};
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) canceller: Canceller,
     pub(super) on_failure: OnFailure,
+    pub(super) attendance: Attendance,
     /// Write ends of epochs that were cut off. They must outlive the failure, because closing one looks like an end.
     pub(super) kept: Mutex<Vec<Sink>>,
 }
@@ -64,6 +66,8 @@ pub(super) struct ChannelWriter {
     sink: Option<Sink>,
     progress: Progress,
     opened: Instant,
+    /// Until when the reader's presence is counted; none while there is no reader.
+    attended_until: Option<Instant>,
     next_look: (Instant, Duration),
     /// The failure that was reported, and until when its reader is waited for.
     failed: Option<(Error, Instant)>,
@@ -90,6 +94,7 @@ impl ChannelWriter {
             sink: None,
             progress: Progress::default(),
             opened: now,
+            attended_until: None,
             next_look: (now, LOOK_PAUSE.0),
             failed: None,
         };
@@ -148,6 +153,10 @@ impl ChannelWriter {
 
     fn begin(&mut self, sink: Sink) -> Result<()> {
         self.opened = Instant::now();
+        self.attended_until = (!self.life.is_farewell()).then_some(self.opened);
+        if self.attended_until.is_some() {
+            self.shared.attendance.came(self.opened);
+        }
         self.next_look = (self.opened + LOOK_PAUSE.0, LOOK_PAUSE.0);
         self.progress = Progress::default();
         lock(&self.summary).pipe_bytes = sink.raise(self.shared.config.pipe_bytes);
@@ -172,8 +181,28 @@ impl ChannelWriter {
     fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         let since = Instant::now();
         let chunk = self.await_chunk();
-        lock(&self.summary).stalled += since.elapsed();
+        let stalled = since.elapsed();
+        self.count_presence(|summary| summary.stalled += stalled);
         chunk
+    }
+
+    /// Counts the reader's presence until now, together with what it did since.
+    fn count_presence(&mut self, also: impl FnOnce(&mut ChannelSummary)) {
+        let now = Instant::now();
+        let mut summary = lock(&self.summary);
+        if let Some(until) = &mut self.attended_until {
+            summary.attended += now.saturating_duration_since(*until);
+            *until = now;
+        }
+        also(&mut summary);
+    }
+
+    /// The reader has gone, or will get nothing more.
+    fn end_presence(&mut self) {
+        self.count_presence(|_| {});
+        if let Some(until) = self.attended_until.take() {
+            self.shared.attendance.left(until);
+        }
     }
 
     fn await_chunk(&mut self) -> Result<Option<Chunk>> {
@@ -232,6 +261,7 @@ impl ChannelWriter {
             summary.record_first_byte(self.opened.elapsed());
         }
         summary.bytes += written as u64;
+        summary.epoch_bytes += written as u64;
         drop(summary);
         self.progress.bytes += written as u64;
         match &mut self.progress.last {
@@ -249,7 +279,7 @@ impl ChannelWriter {
         let waited = self.await_room();
         let time = since.elapsed();
         self.shared.metrics.sink_wait_ns.add_time(time);
-        lock(&self.summary).blocked += time;
+        self.count_presence(|summary| summary.blocked += time);
         waited
     }
 
@@ -292,12 +322,14 @@ impl ChannelWriter {
     }
 
     fn end_epoch(&mut self, event: Event) -> Result<()> {
+        self.end_presence();
         let mut summary = lock(&self.summary);
         match event {
             // The reader may have left right after the last byte; that is not early.
             Event::ReaderLeft => summary.early_closes += 1,
             _ => summary.epochs += 1,
         }
+        summary.epoch_bytes = 0;
         drop(summary);
         self.on(event)
     }
@@ -356,6 +388,7 @@ impl ChannelWriter {
 
     /// The end that must not look like one: the reason goes beside the FIFO, the write end stays open.
     fn end_badly(&mut self, error: Error) {
+        self.end_presence();
         if !matches!(error, Error::Cancelled) {
             self.report(error);
             self.hold();
@@ -399,12 +432,13 @@ impl ChannelWriter {
         }
         self.next_look = (now + pause, (pause * 2).min(LOOK_PAUSE.1));
         match holders::two_readers(self.fifo().inode()) {
-            Some((a, b)) => Err(Error::config(
+            Some((a, b)) => Err(Error::unusable(
                 self.fifo().path().display().to_string(),
                 format!(
-                    "two readers (process {} and process {}) would split its bytes between them: give each reader a channel of its own",
+                    "two readers (process {} and process {}) would split its bytes between them",
                     a.pid, b.pid
                 ),
+                "give each reader a channel of its own",
             )),
             None => Ok(()),
         }

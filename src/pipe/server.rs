@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
+use super::attendance::Attendance;
 use super::cancel::Canceller;
 use super::channel::{ChannelWriter, Shared, lock};
 use super::fifo;
@@ -69,6 +70,7 @@ impl PipeServer {
             metrics,
             canceller: Canceller::new()?,
             on_failure,
+            attendance: Attendance::default(),
             kept: Mutex::default(),
         });
         let writers: Vec<_> = channels
@@ -103,13 +105,15 @@ impl PipeServer {
 
     /// How far every channel has come.
     pub fn summary(&self) -> PipeSummary {
-        PipeSummary {
-            elapsed: self.started.elapsed(),
-            channels: self
-                .summaries
-                .iter()
-                .map(|summary| lock(summary).clone())
-                .collect(),
+        self.watch().summary()
+    }
+
+    /// The same for another thread, while this one waits.
+    pub fn watch(&self) -> Watch {
+        Watch {
+            shared: self.shared.clone(),
+            summaries: self.summaries.clone(),
+            started: self.started,
         }
     }
 
@@ -140,6 +144,42 @@ impl PipeServer {
             let _ = thread.join();
         }
         self.lock = None;
+    }
+}
+
+/// Looks at a [`PipeServer`] from another thread.
+#[derive(Clone)]
+pub struct Watch {
+    shared: Arc<Shared>,
+    summaries: Vec<Arc<Mutex<ChannelSummary>>>,
+    started: Instant,
+}
+
+impl Watch {
+    /// How far every channel has come.
+    pub fn summary(&self) -> PipeSummary {
+        PipeSummary {
+            elapsed: self.started.elapsed(),
+            attended: self.shared.attendance.total(Instant::now()),
+            channels: self
+                .summaries
+                .iter()
+                .map(|summary| lock(summary).clone())
+                .collect(),
+        }
+    }
+
+    /// Whether any channel has a reader now.
+    pub fn has_reader(&self) -> bool {
+        self.shared.attendance.is_anybody_there()
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("channels", &self.summaries)
+            .finish_non_exhaustive()
     }
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::object::ObjectUri;
 
+use super::lock::DirLock;
 use super::name::ChannelName;
 
 /// Why an epoch was cut off. Serializes to the status file.
@@ -91,6 +92,23 @@ impl Failure {
         }
     }
 
+    /// Says beside the FIFO that would have been there why `channel` cannot be served at all. A directory that another
+    /// server has is left alone.
+    pub fn before_the_start(dir: &Path, channel: &ChannelName, error: Error) -> Result<Self> {
+        std::fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
+        let _lock = DirLock::take(dir)?;
+        let place = Place {
+            dir,
+            channel,
+            epoch: 0,
+            delivered_bytes: 0,
+            last: None,
+        };
+        let failure = Self::new(place, error, SystemTime::now());
+        failure.write()?;
+        Ok(failure)
+    }
+
     /// Writes the status file.
     pub(super) fn write(&self) -> Result<()> {
         let name = self
@@ -129,11 +147,11 @@ fn chain(error: &Error) -> String {
 /// The object that an error is about, and where in it.
 fn object_and_offset(error: &Error) -> Option<(String, Option<u64>)> {
     let (uri, offset) = match error.root() {
-        Error::NotFound { uri, .. }
-        | Error::PermissionDenied { uri, .. }
-        | Error::UnknownHost { uri, .. }
-        | Error::Throttled { uri, .. }
-        | Error::Refused { uri, .. } => (uri, None),
+        Error::NotFound { uri, offset, .. }
+        | Error::PermissionDenied { uri, offset, .. }
+        | Error::Throttled { uri, offset, .. }
+        | Error::Refused { uri, offset, .. } => (uri, *offset),
+        Error::UnknownHost { uri, .. } => (uri, None),
         Error::Changed { uri, offset, .. }
         | Error::RangeNotSatisfiable { uri, offset, .. }
         | Error::Corrupt { uri, offset, .. }

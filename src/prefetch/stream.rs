@@ -502,6 +502,7 @@ impl Stream {
                     "{filled} bytes of {} arrived, of an object of {}",
                     piece.range, meta.size_bytes
                 ),
+                answer: Box::default(),
             });
         }
         let object = if piece.object.is_pinned() {

@@ -64,8 +64,7 @@ pub(super) fn unverifiable(object: &ObjectId, policy: ChecksumPolicy) -> Verdict
     Verdict::Bad(Error::Corrupt {
         uri: object.uri.to_string(),
         offset: 0,
-        reason: "the server keeps no full-object CRC that could be compared, and one is required: use --checksums when-possible".into(),
-    })
+        reason: "the server keeps no full-object CRC that could be compared, and one is required: use --checksums when-possible".into(), answer: Box::default() })
 }
 
 fn mismatch(object: &ObjectId, expected: Checksum, computed: Checksum) -> Error {
@@ -80,6 +79,7 @@ fn mismatch(object: &ObjectId, expected: Checksum, computed: Checksum) -> Error 
         reason: format!(
             "{header} of the whole object is {expected}, but the bytes received have {computed}"
         ),
+        answer: Box::default(),
     }
 }
 

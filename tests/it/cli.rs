@@ -272,7 +272,7 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["cat", "s3://bkt/nothing"][..],
             3,
             &[
-                "standpipe: s3://bkt/nothing: not found (HTTP 404 NoSuchKey",
+                "standpipe: s3://bkt/nothing: not found at offset 0 (HTTP 404 NoSuchKey",
                 "request id",
                 "\n  fix: check the bucket",
             ][..],
@@ -307,7 +307,7 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["cat", "s3://bkt/forbidden"],
             4,
             &[
-                "permission denied (HTTP 403 AccessDenied",
+                "permission denied at offset 0 (HTTP 403 AccessDenied",
                 "fix: the caller needs s3:GetObject",
             ],
         ),
@@ -333,9 +333,9 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             &["stand for 10000000 names"],
         ),
         (
-            &["cat", "s3://bkt/x", "--part-size", "8M"],
+            &["cat", "s3://bkt/x", "--part-size", "8Mo"],
             2,
-            &["powers of 1000 or of 1024?"],
+            &["64M (of 1024) or 64MB (of 1000)"],
         ),
         (&["cat"], 2, &["Usage: standpipe cat"]),
         (
@@ -613,6 +613,131 @@ fn an_unknown_certificate_is_told_with_the_flag_that_names_its_issuer() {
     assert_eq!(text(&output.stdout), "alpha", "{}", text(&output.stderr));
 }
 
+/// Asking again would not help, so it is not done.
+#[test]
+fn an_endpoint_with_the_wrong_scheme_is_told_at_once() {
+    // Speaks HTTP, and waits for the end of a request that never comes when it gets a handshake.
+    let patient = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let patient_url = format!("https://{}", patient.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in patient.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    if stream.read(&mut byte).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    asked.push(byte[0]);
+                }
+                let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 403 Forbidden\r\n\r\n");
+            });
+        }
+    });
+    let plain = server();
+    // What a server of TLS says to a plain request: an alert (2, fatal; 22, record overflow).
+    let tls = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tls_url = format!("http://{}", tls.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in tls.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = std::io::Write::write_all(&mut stream, &[21, 3, 1, 0, 2, 2, 22]);
+        }
+    });
+    for (url, fix) in [
+        (plain.endpoint().replace("http:", "https:"), "use http://"),
+        (patient_url, "use http://"),
+        (tls_url, "use https://"),
+    ] {
+        let started = Instant::now();
+        let args = [
+            "cat",
+            "s3://bkt/dir/a",
+            "--no-sign-request",
+            "--endpoint-url",
+            &url,
+        ];
+        let output = bare(&args).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(code(&output), 2, "{url}: {stderr}");
+        assert!(
+            stderr.contains(&format!("\n  fix: {fix}")),
+            "{url}: {stderr}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{url}: {:?}",
+            started.elapsed()
+        );
+    }
+}
+
+/// A cache is a copy in plain of what its owner keeps encrypted.
+#[test]
+fn no_cache_keeps_what_is_encrypted_with_a_customers_key() {
+    let server = server();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("key"), [7; 32]).unwrap();
+    let (cache, key, point) = (at("cache"), at("key"), at("mnt"));
+    for args in [
+        &["mount", "s3://bkt/dir/", &point][..],
+        &["cache", "warm", "s3://bkt/dir/"],
+    ] {
+        let flags = ["--cache", &cache, "--sse-c-key", &key];
+        let (code, stderr) = failing(&server, &[args, &flags].concat());
+        assert_eq!(code, 2, "{args:?}: {stderr}");
+        assert!(stderr.contains("--no-cache"), "{args:?}: {stderr}");
+        assert!(!dir.path().join("cache").exists(), "{args:?}");
+    }
+    assert!(requests(&server).is_empty());
+}
+
+/// What is written to a closed output is lost, and the system does not say so: `/dev/null` stands in its place.
+#[test]
+fn a_closed_standard_output_is_an_error() {
+    let server = server();
+    for args in ["cat s3://bkt/dir/a", "ls s3://bkt/dir/"] {
+        let line = |end: &str| format!("exec '{}' {args} {end}", env!("CARGO_BIN_EXE_standpipe"));
+        let shell = |line: &str| {
+            let mut shell = Command::new("sh");
+            for (name, value) in command(&server, &[]).get_envs() {
+                shell.env(name, value.unwrap_or_default());
+            }
+            shell.args(["-c", line]).output().unwrap()
+        };
+        let closed = shell(&line(">&-"));
+        let stderr = text(&closed.stderr);
+        assert_eq!(code(&closed), 1, "{args}: {stderr}");
+        assert!(
+            stderr.contains("standard output: Bad file descriptor"),
+            "{args}: {stderr}"
+        );
+        for nowhere in [">/dev/null", "<>/dev/null >&0"] {
+            assert_eq!(code(&shell(&line(nowhere))), 0, "{args} {nowhere}");
+        }
+    }
+}
+
+#[test]
+fn a_download_that_fails_leaves_no_directory() {
+    let server = server();
+    let refused = Rule::new(Effect::Status {
+        status: 403,
+        code: "AccessDenied".into(),
+    });
+    server.script("bkt/dir/sub/c", vec![refused.operations(&[Operation::Get])]);
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("x/y").display().to_string();
+    for uri in ["s3://bkt/nothing/", "s3://bkt/dir/sub/"] {
+        let (_, stderr) = failing(&server, &["download", uri, &target]);
+        assert!(stderr.starts_with("standpipe: s3://bkt/"), "{stderr}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{uri}");
+    }
+}
+
 #[test]
 fn a_bundle_that_is_not_there_is_an_unusable_setting() {
     let args = ["cat", "s3://bkt/a", "--no-sign-request", "--ca-bundle"];
@@ -760,6 +885,84 @@ fn json_summaries_stand_beside_the_data() {
     assert!(output.stderr.is_empty());
 }
 
+/// A bucket whose objects below `slow/` come at `bytes_per_second` together.
+fn slow_server(size: u64, bytes_per_second: u64) -> FakeS3 {
+    let server = server();
+    server.put_synthetic("bkt", "slow/large", size, 5);
+    let limit = Effect::TotalBandwidth { bytes_per_second };
+    server.script("bkt/slow/", vec![Rule::new(limit)]);
+    server
+}
+
+/// One file keeps one lane busy; the others wait for nothing.
+#[test]
+fn a_download_of_one_file_is_judged_by_the_lane_that_had_it() {
+    let server = slow_server(8 << 20, 16 << 20);
+    let target = tempfile::tempdir().unwrap();
+    let target = target.path().display().to_string();
+    let args = [
+        "download",
+        "s3://bkt/slow/",
+        &target,
+        "--part-size",
+        "1MiB",
+        "--json",
+    ];
+    let summary: serde_json::Value = serde_json::from_str(&quietly(&server, &args)).unwrap();
+    let verdict = &summary["verdict"];
+    assert_eq!(verdict["bottleneck"], "network", "{summary}");
+    assert!(verdict["stall_share"].as_f64().unwrap() > 0.6, "{summary}");
+}
+
+/// Nobody waits while nobody reads: neither before the first reader nor in the farewell.
+#[test]
+fn pipe_mode_is_judged_by_the_time_with_a_reader() {
+    const ALONE: Duration = Duration::from_secs(1);
+    let server = slow_server(12 << 20, 16 << 20);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let args = [
+        "pipe",
+        "--channel",
+        "t=s3://bkt/slow/",
+        "--dir",
+        &path,
+        "--epochs",
+        "1",
+    ];
+    let little_memory = ["--memory", "4MiB", "--part-size", "1MiB", "--json"];
+    let child = command(&server, &[&args[..], &little_memory].concat())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let fifo = directory.path().join("t_0");
+    wait_for("the FIFO is there", || fifo.exists());
+    std::thread::sleep(ALONE);
+    assert_eq!(std::fs::read(fifo).unwrap().len(), 12 << 20);
+    assert_eq!(std::fs::read(directory.path().join("t_1")).unwrap(), b"");
+    let summary: serde_json::Value = serde_json::from_slice(&ended(child).stdout).unwrap();
+    let number = |name: &str| summary[name].as_f64().unwrap();
+    let attended = number("attended_seconds");
+    assert!(
+        attended <= number("elapsed_seconds") - ALONE.as_secs_f64(),
+        "{summary}"
+    );
+    assert!(
+        summary["channels"][0]["attended"].as_f64().unwrap() <= attended,
+        "{summary}"
+    );
+    let rate = f64::from(12 << 20) / attended;
+    assert!(
+        (number("bytes_per_second") / rate - 1.0).abs() < 0.01,
+        "{summary}"
+    );
+    assert_eq!(summary["verdict"]["bottleneck"], "network", "{summary}");
+    assert!(
+        summary["verdict"]["stall_share"].as_f64().unwrap() > 0.6,
+        "{summary}"
+    );
+}
+
 /// F1: the tree is that of the keys, and a second run fetches only what is missing.
 #[test]
 fn download_writes_the_tree_and_a_second_run_only_what_is_missing() {
@@ -815,9 +1018,12 @@ fn download_of_one_object_needs_no_permission_to_list() {
 #[test]
 fn ctrl_c_leaves_nothing_half_written() {
     let server = server();
-    server.put_synthetic("bkt", "dir/large", 64 << 20, 5);
+    // First in order, so that it is the first of its lane: a lane's first part is small and arrives before the stall. As
+    // a later one, on a lane that was done with the others before the listing went on, its first part is a whole one,
+    // which the stall holds up, and no file would be begun.
+    server.put_synthetic("bkt", "dir/0-large", 64 << 20, 5);
     server.script(
-        "bkt/dir/large",
+        "bkt/dir/0-large",
         vec![Rule::new(Effect::Stall {
             at_byte: 100_000,
             ms: 60_000,
@@ -924,7 +1130,12 @@ fn pipe_fails_before_the_first_reader_when_there_is_nothing() {
         ],
     );
     assert_eq!(code, 3, "{stderr}");
-    assert!(files(directory.path()).is_empty());
+    // Whoever waits for the FIFO finds why it does not come.
+    assert_eq!(files(directory.path()), ["train_0.error.json"]);
+    let told = std::fs::read(directory.path().join("train_0.error.json")).unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!(told["object"], "s3://bkt/nothing/");
+    assert!(told["fix"].is_string(), "{told}");
 }
 
 #[test]
@@ -1227,14 +1438,7 @@ fn on_a_terminal(server: &FakeS3, line: &str) -> String {
 
 #[test]
 fn a_terminal_gets_a_progress_bar_and_a_verdict() {
-    let server = server();
-    server.put_synthetic("bkt", "slow/large", 24 << 20, 5);
-    server.script(
-        "bkt/slow/",
-        vec![Rule::new(Effect::TotalBandwidth {
-            bytes_per_second: 32 << 20,
-        })],
-    );
+    let server = slow_server(24 << 20, 32 << 20);
     let target = tempfile::tempdir().unwrap();
     let screen = on_a_terminal(
         &server,
@@ -1255,6 +1459,30 @@ fn a_terminal_gets_a_progress_bar_and_a_verdict() {
     }
     let screen = on_a_terminal(&server, "standpipe cat s3://bkt/slow/ --quiet > /dev/null");
     assert_eq!(screen, "");
+}
+
+/// Bytes, rate, time left and waiting, for `cat` and `pipe` as for `download`; in a narrow terminal too.
+#[test]
+fn every_progress_line_says_how_far_how_fast_and_how_long() {
+    let server = slow_server(24 << 20, 32 << 20);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display();
+    let cat = "standpipe cat s3://bkt/slow/ --part-size 1MiB > /dev/null";
+    let read =
+        format!("(until cat {path}/t_0 2>&-; do sleep 0.01; done > /dev/null; cat {path}/t_1) &");
+    let pipe = format!(
+        "{read} standpipe pipe --channel t=s3://bkt/slow/ --dir {path} --epochs 1 --part-size 1MiB; wait"
+    );
+    for (line, own) in [(cat, "of 24.0 MiB"), (pipe.as_str(), "epoch 1/1  ")] {
+        let screen = on_a_terminal(&server, line);
+        for part in [own, "of 24.0 MiB", "B/s  ", "s left  waited ", "% for data"] {
+            assert!(screen.contains(part), "{part:?} is not in {screen:?}");
+        }
+        let screen = on_a_terminal(&server, &format!("stty rows 24 cols 40 <&1; {line}"));
+        for part in ["/24.0 MiB ", "B/s ~", " wait "] {
+            assert!(screen.contains(part), "{part:?} is not in {screen:?}");
+        }
+    }
 }
 
 /// Somebody at a terminal is told what to open; a script, which sees the FIFO, is told nothing.

@@ -63,73 +63,62 @@ fn the_readers_of_training_jobs_find_the_same_in_a_mount_as_in_a_copy() {
     }
 }
 
+/// Runs fio on `file` in `dir`; it knows what every block must hold.
+fn fio(dir: &Path, state: &Path, more: &[&str]) -> std::process::Output {
+    Command::new("fio")
+        // Where it leaves notes of what failed.
+        .current_dir(state)
+        // The order matters: a directory holds for the names behind it.
+        .arg(format!("--directory={}", dir.display()))
+        .args(["--name=job", "--filename=file", "--size=32m", "--minimal"])
+        .args(["--verify=crc32c", "--verify_interval=4096"])
+        .args(["--verify_fatal=1", "--randseed=7"])
+        .args(more)
+        .output()
+        .unwrap_or_else(|error| panic!("fio: {error}: `scripts/setup` installs it"))
+}
+
 /// M17: fio reads in order and at random, by many jobs at once and asynchronously, and verifies the checksum of every
 /// block that it reads.
 #[test]
 fn fio_verifies_every_block() {
-    const SIZE: &str = "--size=32m";
-    let (copy, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let fio = |dir: &Path, more: &[&str]| {
-        run(Command::new("fio")
-            .current_dir(copy.path())
-            .args(["--name=file", "--filename=file", SIZE, "--minimal"])
-            .args(["--verify=crc32c", "--verify_interval=4096"])
-            .args(["--verify_fatal=1", "--randseed=7"])
-            .arg(format!("--directory={}", dir.display()))
-            .args(more))
-    };
-    fio(
-        copy.path(),
-        &["--rw=write", "--bs=1m", "--do_verify=0", "--end_fsync=0"],
+    let (copy, cache, state) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
     );
+    let in_order = ["--rw=read", "--bs=1m"];
+    let small = ["--rw=randread", "--bs=4k", "--io_size=2m", "--numjobs=16"];
+    let large = ["--rw=randread", "--bs=128k", "--io_size=8m", "--numjobs=16"];
+    let deep = [
+        "--rw=randread",
+        "--bs=128k",
+        "--ioengine=libaio",
+        "--iodepth=16",
+        "--direct=1",
+    ];
+    let check = |dir: &Path, more: &[&str]| {
+        let output = fio(dir, state.path(), more);
+        assert!(output.status.success(), "{more:?}: {output:?}");
+    };
+    check(copy.path(), &["--rw=write", "--bs=1m", "--do_verify=0"]);
     let server = FakeS3::start().unwrap();
-    server
-        .put_file("b", "file", &copy.path().join("file"))
-        .unwrap();
+    let file = copy.path().join("file");
+    server.put_file("b", "right/file", &file).unwrap();
     let cached = ["--cache", cache.path().to_str().unwrap()];
     for flags in [&[][..], &cached[..]] {
-        let dir = tempfile::tempdir().unwrap();
-        let mount = Mounted::at(&server, "s3://b/", dir, flags);
-        let at = mount.path("");
-        fio(&at, &["--rw=read", "--bs=1m"]);
-        fio(
-            &at,
-            &["--rw=randread", "--bs=4k", "--io_size=2m", "--numjobs=16"],
-        );
-        fio(
-            &at,
-            &["--rw=randread", "--bs=128k", "--io_size=8m", "--numjobs=16"],
-        );
-        fio(
-            &at,
-            &[
-                "--rw=randread",
-                "--bs=128k",
-                "--ioengine=libaio",
-                "--iodepth=16",
-                "--direct=1",
-            ],
-        );
+        for pattern in [&in_order[..], &small, &large, &deep] {
+            // Each begins with an empty page cache, as a new mount has it.
+            let dir = tempfile::tempdir().unwrap();
+            let mount = Mounted::at(&server, "s3://b/right/", dir, flags);
+            check(&mount.path(""), pattern);
+        }
     }
-    // It finds what is wrong: one byte of one block.
-    let mut wrong = std::fs::read(copy.path().join("file")).unwrap();
+    // It finds what is wrong: one bit of one block.
+    let mut wrong = std::fs::read(file).unwrap();
     wrong[(20 << 20) + 300] ^= 1;
     server.put("b", "wrong/file", &wrong);
     let mount = Mounted::new(&server, "s3://b/wrong/");
-    let at = format!("--directory={}", mount.path("").display());
-    let output = Command::new("fio")
-        .current_dir(copy.path())
-        .args([
-            "--name=file",
-            "--filename=file",
-            SIZE,
-            "--minimal",
-            "--rw=read",
-            "--bs=1m",
-        ])
-        .args(["--verify=crc32c", "--verify_interval=4096"])
-        .args(["--verify_fatal=1", "--randseed=7", &at])
-        .output()
-        .unwrap();
+    let output = fio(&mount.path(""), state.path(), &in_order);
     assert!(!output.status.success(), "{output:?}");
 }

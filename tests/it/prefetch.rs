@@ -361,7 +361,8 @@ fn a_listing_that_breaks_off_or_dies_is_no_end() {
     let denied = end_of(|| {
         Some(Err(Error::PermissionDenied {
             uri: "memory://bucket/".into(),
-            answer: Default::default(),
+            offset: None,
+            answer: Box::default(),
         }))
     });
     assert!(matches!(denied, Err(Error::PermissionDenied { .. })));

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::progress::{Frame, Progress, clock};
+use super::super::progress::{Bar, Frame, Progress, clock};
 use super::super::size::human;
 use super::measure::Counters;
 
@@ -28,9 +28,9 @@ impl Watch {
     pub(super) fn start(show: bool, time: Duration, runs: usize) -> Self {
         let (started, run) = (Instant::now(), Arc::new(Mutex::new(Run::none())));
         let shown = run.clone();
-        let frame = move || {
+        let frame = move |columns| {
             let run = shown.lock().unwrap_or_else(PoisonError::into_inner);
-            frame(&run, runs, started.elapsed(), time)
+            frame(&run, runs, started.elapsed(), time, columns)
         };
         Self {
             run,
@@ -61,19 +61,21 @@ impl Run {
     }
 }
 
-fn frame(run: &Run, runs: usize, elapsed: Duration, time: Duration) -> Frame {
+fn frame(run: &Run, runs: usize, elapsed: Duration, time: Duration, columns: usize) -> Frame {
     let rate =
         run.metrics.bytes_received.get() as f64 / run.begun.elapsed().as_secs_f64().max(1e-9);
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let text = format!(
+        "{}/{runs}  {}  {}/s  {} left",
+        run.number,
+        run.name,
+        human(rate),
+        clock(time.saturating_sub(elapsed).as_secs_f64())
+    );
+    let passed = (millis(elapsed.min(time)), millis(time));
     Frame {
-        of: Some((millis(elapsed.min(time)), millis(time))),
-        text: format!(
-            "{}/{runs}  {}  {}/s  {} left",
-            run.number,
-            run.name,
-            human(rate),
-            clock(time.saturating_sub(elapsed).as_secs_f64())
-        ),
+        bar: Bar::beside(&text, passed, columns),
+        text,
     }
 }
 
@@ -89,8 +91,19 @@ mod tests {
             metrics: Counters::default(),
             begun: Instant::now(),
         };
-        let frame = frame(&run, 16, Duration::from_secs(5), Duration::from_secs(20));
-        assert_eq!(frame.of, Some((5000, 20_000)));
+        let frame = frame(
+            &run,
+            16,
+            Duration::from_secs(5),
+            Duration::from_secs(20),
+            80,
+        );
+        let bar = Bar {
+            done: 5000,
+            all: 20_000,
+            columns: 24,
+        };
+        assert_eq!(frame.bar, Some(bar));
         assert_eq!(frame.text, "3/16  engine, 8MiB x 32  0 B/s  15s left");
     }
 }

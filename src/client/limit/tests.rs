@@ -79,7 +79,8 @@ async fn a_cancelled_request_gives_its_slot_or_its_place_back() {
 fn throttled() -> Result<()> {
     Err(Error::Throttled {
         uri: String::new(),
-        answer: crate::error::Answer::default(),
+        offset: None,
+        answer: Box::new(crate::error::Answer::default()),
     })
 }
 

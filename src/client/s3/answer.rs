@@ -124,6 +124,7 @@ pub(super) fn judge(id: &ObjectId, wanted: ByteRange, head: &Head) -> Verdict {
             id,
             wanted.start,
             format!("HTTP {status} to a GET"),
+            head.answer(),
         )),
     };
     plan.map_or_else(Verdict::Fail, Verdict::Store)
@@ -152,6 +153,7 @@ fn same_version(id: &ObjectId, head: &Head, offset: u64) -> Result<(), Error> {
                 id,
                 offset,
                 "no ETag: nothing proves the version".into(),
+                head.answer(),
             )),
             None => Ok(()),
         };
@@ -178,11 +180,12 @@ pub(super) fn changed(
     }
 }
 
-pub(super) fn protocol(id: &ObjectId, offset: u64, reason: String) -> Error {
+fn protocol(id: &ObjectId, offset: u64, reason: String, answer: Answer) -> Error {
     Error::Protocol {
         uri: id.uri.to_string(),
         offset,
         reason,
+        answer: Box::new(answer),
     }
 }
 
@@ -211,6 +214,7 @@ fn partial(id: &ObjectId, wanted: ByteRange, head: &Head) -> Result<Plan, Error>
             id,
             wanted.start,
             format!("Content-Range {text:?} for bytes {wanted}: {why}"),
+            head.answer(),
         )
     };
     let (got, total) = parse_content_range(text).ok_or_else(|| wrong("unreadable"))?;
@@ -279,6 +283,7 @@ fn same_size(id: &ObjectId, found: Option<u64>, offset: u64, head: &Head) -> Res
                 id,
                 offset,
                 format!("{found} bytes in all, but the object has {expected}"),
+                head.answer(),
             ),
             None => changed(
                 id,

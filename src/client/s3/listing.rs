@@ -155,6 +155,7 @@ fn bad_listing(prefix: &ObjectUri, reason: &str) -> Error {
         uri: prefix.to_string(),
         offset: 0,
         reason: format!("bad listing: {reason}"),
+        answer: Box::default(),
     }
 }
 

@@ -121,7 +121,8 @@ mod tests {
                 {
                     return Err(Error::Throttled {
                         uri: "s3://b".into(),
-                        answer: Default::default(),
+                        offset: None,
+                        answer: Box::default(),
                     });
                 }
                 Ok(Page {

@@ -47,8 +47,8 @@ impl From<Error> for Failure {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub(super) uri: &'a ObjectUri,
-    /// The first byte not yet received.
-    pub(super) offset: u64,
+    /// The first byte not yet received; none if it is not about bytes.
+    pub(super) offset: Option<u64>,
     /// The ETag that the request insisted on.
     pub(super) etag: Option<&'a str>,
 }
@@ -58,9 +58,14 @@ impl<'a> Subject<'a> {
     pub(super) fn of(uri: &'a ObjectUri) -> Self {
         Self {
             uri,
-            offset: 0,
+            offset: None,
             etag: None,
         }
+    }
+
+    /// The offset, for errors that always have one.
+    pub(super) fn start(&self) -> u64 {
+        self.offset.unwrap_or(0)
     }
 }
 
@@ -120,10 +125,14 @@ fn hint(answer: &Answer, region: Option<String>) -> Option<Hint> {
 /// The table.
 pub(super) fn classify(subject: Subject<'_>, answer: Answer) -> Error {
     let uri = subject.uri.to_string();
-    let offset = subject.offset;
+    let offset = subject.start();
     let code = answer.code.as_deref().unwrap_or_default();
     if is_throttle(answer.status, code) {
-        return Error::Throttled { uri, answer };
+        return Error::Throttled {
+            uri,
+            offset: subject.offset,
+            answer: Box::new(answer),
+        };
     }
     if is_server_fault(answer.status, code) {
         return Error::Server {
@@ -133,14 +142,18 @@ pub(super) fn classify(subject: Subject<'_>, answer: Answer) -> Error {
         };
     }
     match (answer.status, code) {
-        (404, _) | (_, "NoSuchKey" | "NoSuchBucket" | "NoSuchVersion") => {
-            Error::NotFound { uri, answer }
-        }
+        (404, _) | (_, "NoSuchKey" | "NoSuchBucket" | "NoSuchVersion") => Error::NotFound {
+            uri,
+            offset: subject.offset,
+            answer: Box::new(answer),
+        },
         (401 | 403, _)
         | (_, "AccessDenied" | "ExpiredToken" | "ExpiredTokenException" | "InvalidToken")
-        | (_, "TokenRefreshRequired" | "RequestTimeTooSkewed") => {
-            Error::PermissionDenied { uri, answer }
-        }
+        | (_, "TokenRefreshRequired" | "RequestTimeTooSkewed") => Error::PermissionDenied {
+            uri,
+            offset: subject.offset,
+            answer: Box::new(answer),
+        },
         (412, _) if subject.etag.is_some() => Error::Changed {
             uri,
             offset,
@@ -153,7 +166,11 @@ pub(super) fn classify(subject: Subject<'_>, answer: Answer) -> Error {
             offset,
             answer,
         },
-        _ => Error::Refused { uri, answer },
+        _ => Error::Refused {
+            uri,
+            offset: subject.offset,
+            answer: Box::new(answer),
+        },
     }
 }
 
@@ -256,7 +273,7 @@ where
         return refused(subject, raw.status().as_u16(), get, body);
     }
     let uri = subject.uri.to_string();
-    let offset = subject.offset;
+    let offset = subject.start();
     if let Some(credentials) = find::<CredentialsError>(error) {
         return Error::Credentials {
             reason: with_causes(credentials),
@@ -264,6 +281,14 @@ where
         .into();
     }
     if let Some(tls) = find::<rustls::Error>(error) {
+        if matches!(tls, rustls::Error::InvalidMessage(_)) {
+            return Error::unusable(
+                endpoint,
+                "the endpoint's answer is not TLS: it speaks plain HTTP",
+                "use http:// in --endpoint-url",
+            )
+            .into();
+        }
         return tls_failed(endpoint, tls).into();
     }
     if let Some(lookup) = find::<LookupFailed>(error) {
@@ -279,10 +304,11 @@ where
             offset,
             source: root_cause(error),
         },
-        SdkError::ResponseError(_) => Error::Protocol {
+        SdkError::ResponseError(answer) => Error::Protocol {
             uri,
             offset,
             reason: with_causes(error),
+            answer: Box::new(answer_of(answer.raw())),
         },
         SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() || timeout => {
             stalled(subject, config, error)
@@ -291,10 +317,11 @@ where
         SdkError::DispatchFailure(_) if with_causes(error).contains(PROXY_WANTS_PASSWORD) => {
             Error::Refused {
                 uri,
-                answer: Answer {
+                offset: subject.offset,
+                answer: Box::new(Answer {
                     message: Some(PROXY_WANTS_PASSWORD.into()),
                     ..Answer::default()
-                },
+                }),
             }
         }
         SdkError::DispatchFailure(dispatch) if dispatch.is_io() || is_transient(error) => {
@@ -310,18 +337,29 @@ where
                 uri,
                 offset,
                 reason: with_causes(error),
+                answer: Box::default(),
             }
         }
         _ if timeout => stalled(subject, config, error),
         _ => Error::Refused {
             uri,
-            answer: Answer {
+            offset: subject.offset,
+            answer: Box::new(Answer {
                 message: Some(with_causes(error)),
                 ..Answer::default()
-            },
+            }),
         },
     }
     .into()
+}
+
+/// What an answer that makes no sense still tells.
+fn answer_of(raw: &HttpResponse) -> Answer {
+    Answer {
+        status: raw.status().as_u16(),
+        request_id: raw.headers().get("x-amz-request-id").map(str::to_owned),
+        ..Answer::default()
+    }
 }
 
 /// The stock transport could not find an address.
@@ -344,7 +382,7 @@ impl LookupFailed {
             },
             false => Error::Network {
                 uri,
-                offset: subject.offset,
+                offset: subject.start(),
                 source,
             },
         }
@@ -382,7 +420,7 @@ fn stalled(subject: Subject<'_>, config: &S3Config, error: &(dyn StdError + 'sta
 pub(super) fn broken_body(subject: Subject<'_>, error: &(dyn StdError + 'static)) -> Error {
     Error::Network {
         uri: subject.uri.to_string(),
-        offset: subject.offset,
+        offset: subject.start(),
         source: root_cause(error),
     }
 }
@@ -391,7 +429,7 @@ pub(super) fn broken_body(subject: Subject<'_>, error: &(dyn StdError + 'static)
 pub(super) fn no_progress(subject: Subject<'_>, idle: Duration) -> Error {
     Error::Stalled {
         uri: subject.uri.to_string(),
-        offset: subject.offset,
+        offset: subject.start(),
         idle,
         proxy: None,
     }
@@ -413,18 +451,20 @@ pub(super) fn through_proxy(proxy: &str, mut error: Error) -> Error {
         Error::NotFound { answer, .. }
         | Error::PermissionDenied { answer, .. }
         | Error::Throttled { answer, .. }
-        | Error::Server { answer, .. }
-        | Error::Refused { answer, .. }
-            if answer.request_id.is_none() =>
-        {
-            answer.message = Some(match answer.message.take() {
-                Some(message) => format!("{message} ({note})"),
-                None => format!("not S3's answer, it came {note}"),
-            });
-        }
+        | Error::Refused { answer, .. } => name_proxy(answer, &note),
+        Error::Server { answer, .. } => name_proxy(answer, &note),
         _ => {}
     }
     error
+}
+
+fn name_proxy(answer: &mut Answer, note: &str) {
+    if answer.request_id.is_none() {
+        answer.message = Some(match answer.message.take() {
+            Some(message) => format!("{message} ({note})"),
+            None => format!("not S3's answer, it came {note}"),
+        });
+    }
 }
 
 /// Which certificate failed and why.
@@ -495,7 +535,7 @@ mod tests {
         let uri = uri();
         let subject = Subject {
             uri: &uri,
-            offset: 7,
+            offset: Some(7),
             etag: Some("\"e\""),
         };
         let body = match code {
@@ -571,7 +611,7 @@ mod tests {
             panic!("not refused");
         };
         assert_eq!(
-            answer,
+            *answer,
             Answer {
                 status: 400,
                 code: Some("Odd".into()),

@@ -224,7 +224,7 @@ async fn receive(
             break;
         }
         let subject = Subject {
-            offset: want.missing.start + stored(into),
+            offset: Some(want.missing.start + stored(into)),
             ..want.subject()
         };
         let Some(frame) = body.next(subject).await? else {
@@ -254,7 +254,7 @@ fn store(frame: &[u8], seen: u64, plan: &Plan, into: &mut PartBuf, stored: u64) 
 fn check_end(want: &Want<'_>, plan: &Plan, seen: u64, stored: u64) -> Result<()> {
     let expected = plan.take_bytes.map(|take| plan.skip_bytes + take);
     let subject = Subject {
-        offset: want.missing.start + stored,
+        offset: Some(want.missing.start + stored),
         ..want.subject()
     };
     match expected {

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use rustls::ClientConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -117,6 +119,9 @@ fn rotated(addresses: &[SocketAddr], turn: usize) -> Vec<SocketAddr> {
     addresses
 }
 
+/// A handshake that takes as long as this is doubted; three round trips around the world take less.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
+
 /// Opens a connection to the first address that accepts one.
 pub(super) async fn connect(
     addresses: &Addresses,
@@ -165,12 +170,55 @@ async fn open(
     set_options(&tcp).map_err(Fault::Io)?;
     let transport = match (endpoint.tls, &config.tls) {
         (false, _) => Transport::Plain(tcp),
-        (true, Some(tls)) => Transport::Tls(Box::new(
-            TlsStream::connect(tcp, endpoint, tls.get().await?).await?,
-        )),
+        (true, Some(tls)) => {
+            let tls = tls.get().await?;
+            Transport::Tls(Box::new(shake_hands(tcp, address, endpoint, tls).await?))
+        }
         (true, None) => return Err(Fault::Tls("this client was made without TLS".into())),
     };
     Ok(Box::new(Conn::new(transport)))
+}
+
+/// A server of plain HTTP takes the handshake for the beginning of a request: it closes the connection, or waits for
+/// more. Then it is asked in its own language, beside the handshake, which may only be slow.
+async fn shake_hands(
+    tcp: TcpStream,
+    address: SocketAddr,
+    endpoint: &Endpoint,
+    tls: Arc<ClientConfig>,
+) -> Result<TlsStream, Fault> {
+    let handshake = TlsStream::connect(tcp, endpoint, tls);
+    let doubt = async {
+        tokio::time::sleep(DOUBT_AFTER).await;
+        if !speaks_plain_http(address, endpoint).await {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        shaken = handshake => match shaken {
+            Err(Fault::Io(_)) if speaks_plain_http(address, endpoint).await => Err(Fault::WrongScheme),
+            shaken => shaken,
+        },
+        () = doubt => Err(Fault::WrongScheme),
+    }
+}
+
+/// Whether a plain request gets an answer.
+async fn speaks_plain_http(address: SocketAddr, endpoint: &Endpoint) -> bool {
+    let asked = async {
+        let mut tcp = TcpStream::connect(address).await?;
+        let request = format!(
+            "HEAD / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            endpoint.host
+        );
+        tcp.write_all(request.as_bytes()).await?;
+        let mut start = [0; 12];
+        tcp.read_exact(&mut start).await?;
+        // 400 is what servers of TLS say to plain HTTP, in plain HTTP.
+        io::Result::Ok(start.starts_with(b"HTTP/") && !start.ends_with(b" 400"))
+    };
+    matches!(timeout(DOUBT_AFTER, asked).await, Ok(Ok(true)))
 }
 
 fn set_options(tcp: &TcpStream) -> io::Result<()> {

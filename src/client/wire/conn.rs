@@ -138,7 +138,12 @@ impl Conn {
                     .then(|| judge(head, buffered - len, method, into, on_head));
                 (len, judged)
             });
-            match parsed.map_err(Fault::Bad)? {
+            let is_tls = is_tls_record(self.buffered());
+            let unreadable = |reason| match is_tls {
+                true => Fault::WrongScheme,
+                false => Fault::Bad(reason),
+            };
+            match parsed.map_err(unreadable)? {
                 Some((len, Some(judged))) => {
                     self.start += len;
                     return judged;
@@ -406,4 +411,8 @@ fn check_plan(skip: u64, take: u64, len: Option<u64>, into: &PartBuf) -> Result<
 
 fn to_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
+}
+/// An alert (or a handshake) of TLS: what a server that expects TLS says to plain HTTP.
+fn is_tls_record(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x15 | 0x16, 0x03, ..])
 }

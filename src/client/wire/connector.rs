@@ -256,6 +256,7 @@ pub(crate) async fn collect(
         uri: request.uri.to_owned(),
         offset: request.offset,
         reason: error.to_string(),
+        answer: Box::default(),
     })
 }
 

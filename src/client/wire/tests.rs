@@ -1110,7 +1110,8 @@ mod tls {
         let error = get(&Authority::new().wire(), &endpoint, 4)
             .await
             .unwrap_err();
-        assert!(matches!(error, Error::Tls { .. }), "{error:?}");
+        assert!(matches!(error, Error::Config { .. }), "{error:?}");
+        assert!(error.fix().unwrap().contains("http://"), "{error:?}");
     }
 
     #[test]

@@ -227,6 +227,9 @@ impl TlsStream {
         loop {
             match self.pump_rustls(&mut []) {
                 Err(error) => {
+                    if self.staged[..self.end].starts_with(b"HTTP/") {
+                        return Poll::Ready(Err(Fault::WrongScheme));
+                    }
                     self.send_alert(&error, cx);
                     return Poll::Ready(Err(Fault::Tls(describe(&error))));
                 }

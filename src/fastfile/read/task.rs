@@ -461,6 +461,7 @@ impl FetchTask {
                 "{filled} bytes of {} arrived, of an object of {}",
                 self.ticket.range, meta.size_bytes
             ),
+            answer: Box::default(),
         })
     }
 }

@@ -83,10 +83,11 @@ type Objects = BoxStream<'static, Result<ObjectMeta>>;
 fn not_found(uri: &ObjectUri) -> Error {
     Error::NotFound {
         uri: uri.to_string(),
-        answer: Answer {
+        offset: None,
+        answer: Box::new(Answer {
             message: Some("no object's key starts with this".into()),
             ..Answer::default()
-        },
+        }),
     }
 }
 
