@@ -9,6 +9,7 @@ use clap::Args;
 use super::flags::{EngineFlags, switch};
 use super::progress::{Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
+use super::size::human;
 use super::{Context, connect, interrupt};
 use crate::download::{self, DownloadConfig, DownloadProgress};
 use crate::error::Result;
@@ -21,8 +22,9 @@ const PARTS_PER_LANE: u64 = 4;
 
 const NOTES: &str = "\
 Files are named by their keys, relative to the prefix up to its last /. Each appears only when it is
-complete and verified. A second run fetches only what is missing or different (in size or date), so
-that an interrupted download goes on; a file that was not complete begins anew.
+complete and verified. A second run fetches only what is missing or different (in size or date); it
+goes on inside large files (8 MiB and more) that were interrupted. Those are hidden, named
+.standpipe-*.part and .sums, and may be deleted when no download runs.
 
   standpipe download s3://bucket/train/ ./train
   standpipe download 's3://bucket/shard-{000..015}.tar' ./shards";
@@ -62,8 +64,20 @@ impl Download {
         );
         let result = download.run();
         drop(progress);
+        if result.is_err() && !context.output.json {
+            tell_what_is_kept(download.progress());
+        }
         result?;
         Ok(report(download.progress(), context, streams))
+    }
+}
+
+/// Whoever sees a download fail is to know that it is not for nothing.
+fn tell_what_is_kept(progress: &DownloadProgress) {
+    let kept = progress.kept_bytes.get();
+    if kept > 0 {
+        let kept = human(kept as f64);
+        eprintln!("standpipe: {kept} of unfinished files are kept: run again to continue");
     }
 }
 
@@ -86,12 +100,12 @@ fn sampler(
     streams: u32,
 ) -> impl Fn() -> Sample + Send + 'static {
     move || {
-        let skipped = progress.skipped_bytes.get();
+        let there = progress.skipped_bytes.get() + progress.resumed_bytes.get();
         Sample {
             bytes: progress.written_bytes.get(),
             total_bytes: progress
                 .is_listed()
-                .then(|| progress.found_bytes.get().saturating_sub(skipped)),
+                .then(|| progress.found_bytes.get().saturating_sub(there)),
             files: Some((
                 progress.written_files.get() + progress.skipped_files.get(),
                 progress.found_files.get(),
@@ -104,11 +118,15 @@ fn sampler(
 
 fn report(progress: &DownloadProgress, context: &Context, streams: u32) -> Report {
     let (written, skipped) = (progress.written_files.get(), progress.skipped_files.get());
-    let bytes = progress.written_bytes.get();
-    let what = match skipped {
-        0 => format!("{}, ", counted(written, "file")),
-        _ => format!("{} ({skipped} more were there), ", counted(written, "file")),
-    };
+    let (bytes, resumed) = (progress.written_bytes.get(), progress.resumed_bytes.get());
+    let mut what = counted(written, "file");
+    if skipped > 0 {
+        what += &format!(" ({skipped} more were there)");
+    }
+    if resumed > 0 {
+        what += &format!(" ({} of them were there)", human(resumed as f64));
+    }
+    what += ", ";
     let mut report = Report {
         line: Some(moved(&what, bytes, context.started.elapsed())),
         traffic: Some(Traffic {
@@ -121,5 +139,6 @@ fn report(progress: &DownloadProgress, context: &Context, streams: u32) -> Repor
     };
     report.fields.insert("files_written".into(), written.into());
     report.fields.insert("files_skipped".into(), skipped.into());
+    report.fields.insert("resumed_bytes".into(), resumed.into());
     report
 }
