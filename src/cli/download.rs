@@ -123,10 +123,10 @@ fn report(progress: &DownloadProgress, context: &Context, streams: u32) -> Repor
     if skipped > 0 {
         what += &format!(" ({skipped} more were there)");
     }
-    if resumed > 0 {
-        what += &format!(" ({} of them were there)", human(resumed as f64));
-    }
     what += ", ";
+    if resumed > 0 {
+        what += &format!("{} resumed, ", human(resumed as f64));
+    }
     let mut report = Report {
         line: Some(moved(&what, bytes, context.started.elapsed())),
         traffic: Some(Traffic {

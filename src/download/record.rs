@@ -210,3 +210,193 @@ fn sound_blocks(
     }
     Ok(proven)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{ObjectId, ObjectUri};
+    use proptest::prelude::*;
+
+    const SIZE_BYTES: u64 = 4 * BLOCK_BYTES + 77;
+
+    fn meta() -> ObjectMeta {
+        ObjectMeta {
+            id: ObjectId {
+                etag: Some("\"e\"".into()),
+                size_bytes: Some(SIZE_BYTES),
+                ..ObjectId::unpinned(ObjectUri::s3("b", "k"))
+            },
+            size_bytes: SIZE_BYTES,
+            last_modified: None,
+            checksum_algorithm: None,
+            checksum: None,
+        }
+    }
+
+    fn content() -> Vec<u8> {
+        (0..SIZE_BYTES)
+            .map(|at| (at ^ (at >> 9) ^ (at >> 20)) as u8)
+            .collect()
+    }
+
+    /// Data and record of a file that was written whole, in pieces that are no blocks.
+    struct Left {
+        _dir: tempfile::TempDir,
+        path: PathBuf,
+        data: File,
+    }
+
+    impl Left {
+        fn new(meta: &ObjectMeta) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a");
+            let mut record = Record::begin(&path, meta).unwrap();
+            content()
+                .chunks(300_000)
+                .for_each(|piece| record.add(piece));
+            let mut data = tempfile::tempfile().unwrap();
+            data.write_all(&content()).unwrap();
+            Self {
+                _dir: dir,
+                path,
+                data,
+            }
+        }
+
+        fn record(&self) -> File {
+            let path = record_path(&self.path);
+            File::options().write(true).open(path).unwrap()
+        }
+
+        fn proven(&self, meta: &ObjectMeta) -> u64 {
+            let found = Record::prove(&self.path, meta, &self.data, || false).unwrap();
+            found.map_or(0, |(record, proven)| {
+                assert_eq!(record.recorded_bytes(), proven.bytes);
+                let before = &content()[..usize::try_from(proven.bytes).unwrap()];
+                let expected = Checksum::of(algorithm(meta), before);
+                assert_eq!(proven.checksum, Some(expected));
+                assert_eq!(self.data.metadata().unwrap().len(), proven.bytes);
+                proven.bytes
+            })
+        }
+    }
+
+    /// What becomes of a file while nobody looks.
+    #[derive(Debug, Clone)]
+    enum Harm {
+        Flip(u64),
+        Cut(u64),
+        Zeros(u64),
+        CutRecord(u64),
+        ZerosInRecord(u64),
+    }
+
+    impl Harm {
+        fn do_to(&self, left: &Left, header_bytes: u64) {
+            let in_record = |at| header_bytes + at % (4 * SUM_BYTES as u64);
+            match *self {
+                Self::Flip(at) => {
+                    let flipped = !content()[usize::try_from(at).unwrap()];
+                    left.data.write_all_at(&[flipped], at).unwrap();
+                }
+                Self::Cut(at) => left.data.set_len(at).unwrap(),
+                Self::Zeros(at) => {
+                    left.data.set_len(at).unwrap();
+                    left.data.set_len(SIZE_BYTES).unwrap();
+                }
+                Self::CutRecord(at) => left.record().set_len(in_record(at)).unwrap(),
+                Self::ZerosInRecord(at) => {
+                    left.record().set_len(in_record(at)).unwrap();
+                    left.record().set_len(in_record(u64::MAX) + 1).unwrap();
+                }
+            }
+        }
+    }
+
+    /// How many blocks are what they were, with their checksums.
+    fn same_blocks(left: &Left, record_before: &[u8], header_bytes: usize) -> u64 {
+        let mut data = vec![0; content().len()];
+        let len = usize::try_from(left.data.metadata().unwrap().len()).unwrap();
+        left.data.read_exact_at(&mut data[..len], 0).unwrap();
+        let record = std::fs::read(record_path(&left.path)).unwrap();
+        let block = usize::try_from(BLOCK_BYTES).unwrap();
+        let is_same = |n: &usize| {
+            let (bytes, sums) = (n * block..(n + 1) * block, header_bytes + n * SUM_BYTES);
+            let sum = sums..sums + SUM_BYTES;
+            bytes.end <= len
+                && data[bytes.clone()] == content()[bytes]
+                && record.get(sum.clone()) == Some(&record_before[sum])
+        };
+        (0..4).take_while(is_same).count() as u64
+    }
+
+    fn harm() -> impl Strategy<Value = Harm> {
+        (0..5, 0..SIZE_BYTES).prop_map(|(kind, at)| match kind {
+            0 => Harm::Flip(at),
+            1 => Harm::Cut(at),
+            2 => Harm::Zeros(at),
+            3 => Harm::CutRecord(at),
+            _ => Harm::ZerosInRecord(at),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// F6: of what is there, whatever was not written by us as it is now is not used.
+        #[test]
+        fn only_sound_blocks_are_proven(harms in proptest::collection::vec(harm(), 0..3), algorithm in proptest::sample::select(vec![None, Some(ChecksumAlgorithm::Crc64Nvme), Some(ChecksumAlgorithm::Crc32c)])) {
+            let meta = ObjectMeta { checksum_algorithm: algorithm, ..meta() };
+            let left = Left::new(&meta);
+            let (header_bytes, before) = (identity(&meta).len(), std::fs::read(record_path(&left.path)).unwrap());
+            harms.iter().for_each(|harm| harm.do_to(&left, header_bytes as u64));
+            let sound = same_blocks(&left, &before, header_bytes) * BLOCK_BYTES;
+            prop_assert_eq!(left.proven(&meta), sound);
+            // And so it is for the run after.
+            prop_assert_eq!(left.proven(&meta), sound);
+        }
+    }
+
+    /// F6: bytes of another version, or of another object, are never used.
+    #[test]
+    fn the_record_of_another_version_is_none() {
+        let left = Left::new(&meta());
+        let other = |change: fn(&mut ObjectMeta)| {
+            let mut meta = meta();
+            change(&mut meta);
+            left.proven(&meta)
+        };
+        assert_eq!(other(|meta| meta.id.etag = Some("\"f\"".into())), 0);
+        assert_eq!(other(|meta| meta.id.version_id = Some("1".into())), 0);
+        assert_eq!(other(|meta| meta.size_bytes += 1), 0);
+        assert_eq!(other(|meta| meta.id.uri = ObjectUri::s3("b", "k\n")), 0);
+        assert_eq!(
+            other(|meta| meta.checksum_algorithm = Some(ChecksumAlgorithm::Crc32)),
+            0
+        );
+        assert_eq!(other(|_| {}), 4 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn the_last_byte_is_always_left_to_fetch() {
+        let mut meta = meta();
+        meta.size_bytes = 4 * BLOCK_BYTES;
+        assert_eq!(Left::new(&meta).proven(&meta), 3 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn a_stopped_proof_leaves_everything_as_it_was() {
+        let left = Left::new(&meta());
+        let stopped = Record::prove(&left.path, &meta(), &left.data, || true);
+        assert!(matches!(stopped, Err(Error::Cancelled)));
+        assert_eq!(left.proven(&meta()), 4 * BLOCK_BYTES);
+    }
+
+    /// What a crash of the machine leaves of both files, at the same place.
+    #[test]
+    fn zeros_do_not_prove_zeros() {
+        let zeros = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
+        for algorithm in ChecksumAlgorithm::ALL {
+            assert_ne!(Checksum::of(algorithm, &zeros).value, 0);
+        }
+    }
+}
