@@ -14,8 +14,9 @@
 //! process left behind is used up by the next run, and two processes never write the same file.
 //!
 //! **Resuming.** A file whose size and modification time are the object's is complete: a finished file gets the
-//! object's `LastModified` as its time, as `aws s3 sync` does it, and there is nothing else to keep. A file that was
-//! interrupted begins anew.
+//! object's `LastModified` as its time, as `aws s3 sync` does it. A large one that was interrupted stays under its
+//! temporary name, with a record of checksums beside it (`record`). The next run reads it again, keeps what is sound,
+//! and has the engine go on behind that.
 //!
 //! **Verified.** The engine compares checksums and pins each object to one version; here the pieces must join up to
 //! exactly the object's size before the rename.
@@ -25,6 +26,7 @@ mod file;
 mod lane;
 mod listing;
 mod names;
+mod record;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -34,7 +36,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::input::Source;
-use crate::metrics::{Counter, Presence};
+use crate::metrics::{Counter, Gauge, Presence};
 use crate::prefetch::Prefetcher;
 
 use directories::MadeDirectories;
@@ -83,6 +85,10 @@ pub struct DownloadProgress {
     pub written_files: Counter,
     /// Bytes written by this run, also to files that are not finished.
     pub written_bytes: Counter,
+    /// Bytes of its files that an earlier run had written and that were found sound.
+    pub resumed_bytes: Gauge,
+    /// Bytes of unfinished files that another run can go on with: known at the end.
+    pub kept_bytes: Counter,
     /// Nanoseconds that lanes had a file to write.
     busy_ns: Counter,
     /// Nanoseconds of them that they waited for its bytes.
@@ -128,7 +134,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Asks for the end; files that are not finished are removed.
+    /// Asks for the end; of large files that are not finished, another run goes on with what is there.
     pub fn cancel(&self) {
         self.fail(Error::Cancelled);
     }
@@ -180,7 +186,8 @@ impl Download {
 
     /// Downloads everything; blocks, so it must not be called inside async code.
     ///
-    /// The first failure ends it. What is finished stays, and another run goes on from there.
+    /// The first failure ends it. What is finished stays, large files that are not stay under temporary names, and
+    /// another run goes on from there.
     pub fn run(&self) -> Result<()> {
         let root = self.source.root()?;
         self.check_directory()?;

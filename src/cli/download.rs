@@ -9,6 +9,7 @@ use clap::Args;
 use super::flags::{EngineFlags, switch};
 use super::progress::{Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
+use super::size::human;
 use super::total::Total;
 use super::{Context, connect, interrupt};
 use crate::download::{self, DownloadConfig, DownloadProgress};
@@ -22,8 +23,9 @@ const PARTS_PER_LANE: u64 = 4;
 
 const NOTES: &str = "\
 Files are named by their keys, relative to the prefix up to its last /. Each appears only when it is
-complete and verified. A second run fetches only what is missing or different (in size or date), so
-that an interrupted download goes on; a file that was not complete begins anew.
+complete and verified. A second run fetches only what is missing or different (in size or date); it
+goes on inside large files (8 MiB and more) that were interrupted. Those are hidden, named
+.standpipe-*.part and .sums, and may be deleted when no download runs.
 
   standpipe download s3://bucket/train/ ./train
   standpipe download 's3://bucket/shard-{000..015}.tar' ./shards";
@@ -58,8 +60,20 @@ impl Download {
         );
         let result = download.run();
         drop(progress);
+        if result.is_err() && !context.output.json {
+            tell_what_is_kept(download.progress());
+        }
         result?;
         Ok(report(download.progress(), context))
+    }
+}
+
+/// Whoever sees a download fail is to know that it is not for nothing.
+fn tell_what_is_kept(progress: &DownloadProgress) {
+    let kept = progress.kept_bytes.get();
+    if kept > 0 {
+        let kept = human(kept as f64);
+        eprintln!("standpipe: {kept} of unfinished files are kept: run again to continue");
     }
 }
 
@@ -80,11 +94,12 @@ fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'sta
     move || {
         // Before the numbers that it makes final.
         let is_listed = progress.is_listed();
-        let (skipped, found) = (progress.skipped_bytes.get(), progress.found_bytes.get());
+        let there = progress.skipped_bytes.get() + progress.resumed_bytes.get();
+        let found = progress.found_bytes.get();
         Sample {
             bytes: progress.written_bytes.get(),
             total: (is_listed || found > 0).then_some(Total {
-                bytes: found.saturating_sub(skipped),
+                bytes: found.saturating_sub(there),
                 is_final: is_listed,
             }),
             count: Some(format!(
@@ -100,11 +115,16 @@ fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'sta
 
 fn report(progress: &DownloadProgress, context: &Context) -> Report {
     let (written, skipped) = (progress.written_files.get(), progress.skipped_files.get());
-    let (bytes, elapsed) = (progress.written_bytes.get(), context.started.elapsed());
-    let what = match skipped {
-        0 => format!("{}, ", counted(written, "file")),
-        _ => format!("{} ({skipped} more were there), ", counted(written, "file")),
-    };
+    let (bytes, resumed) = (progress.written_bytes.get(), progress.resumed_bytes.get());
+    let elapsed = context.started.elapsed();
+    let mut what = counted(written, "file");
+    if skipped > 0 {
+        what += &format!(" ({skipped} more were there)");
+    }
+    what += ", ";
+    if resumed > 0 {
+        what += &format!("{} resumed, ", human(resumed as f64));
+    }
     let mut report = Report {
         line: Some(moved(&what, bytes, elapsed)),
         traffic: Some(Traffic {
@@ -118,5 +138,6 @@ fn report(progress: &DownloadProgress, context: &Context) -> Report {
     };
     report.fields.insert("files_written".into(), written.into());
     report.fields.insert("files_skipped".into(), skipped.into());
+    report.fields.insert("resumed_bytes".into(), resumed.into());
     report
 }

@@ -1,9 +1,10 @@
-//! One file on its way: a locked temporary name, then the real one.
+//! One file on its way: a locked temporary name, then the real one. Its record ([`Record`]) belongs to whoever holds
+//! that lock.
 
 use std::fs::{File, FileTimes};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::names::temporary_path;
+use super::record::{self, Proven, Record, is_recorded};
 use crate::error::{Error, Result};
 use crate::object::ObjectMeta;
 
@@ -21,47 +23,100 @@ const PREALLOCATE_FROM_BYTES: u64 = 1 << 20;
 /// How long another process may hold the temporary file: long enough for the moment between its rename and its exit.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 
-/// A file that is not complete yet. Dropped unfinished, it is removed.
+/// A file that is not complete yet. Dropped unfinished, what a later run can prove of it is kept, with its record;
+/// where that is nothing, it is removed.
 #[derive(Debug)]
 pub(super) struct PartialFile {
     file: File,
     temporary: PathBuf,
     path: PathBuf,
+    /// Of large objects only.
+    record: Option<Record>,
+    resumed: Proven,
     written_bytes: u64,
     finished: bool,
 }
 
 impl PartialFile {
-    /// Creates it beside `path`, with its directories.
-    pub(super) fn create(path: PathBuf, size_bytes: u64) -> Result<Self> {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|source| occupied(&path, source))?;
-        }
-        if path.is_dir() {
-            return Err(occupied(&path, Errno::ISDIR.into()));
-        }
-        let temporary = temporary_path(&path);
-        let file = lock(&temporary)?;
-        let partial = Self {
-            file,
-            temporary,
-            path,
-            written_bytes: 0,
-            finished: false,
-        };
-        partial.allocate(size_bytes)?;
+    /// Creates it beside `path`, empty, with its directories.
+    pub(super) fn create(path: PathBuf, meta: &ObjectMeta) -> Result<Self> {
+        let (file, temporary) = open(&path)?;
+        let mut partial = Self::over(file, temporary, path);
+        partial.begin_anew(meta)?;
         Ok(partial)
     }
 
-    /// Empties what an earlier run may have left, and takes the space.
-    fn allocate(&self, size_bytes: u64) -> Result<()> {
-        let failed = |source| Error::io(&self.path, source);
-        self.file.set_len(0).map_err(failed)?;
+    /// Goes on with what an earlier run left, as far as it is sound.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and [`Error::Cancelled`] once `is_stopped`: then nothing was touched.
+    pub(super) fn resume(
+        path: PathBuf,
+        meta: &ObjectMeta,
+        is_stopped: impl Fn() -> bool,
+    ) -> Result<Self> {
+        let (file, temporary) = open(&path)?;
+        let proven = Record::prove(&path, meta, &file, is_stopped)?;
+        let mut partial = Self::over(file, temporary, path);
+        match proven {
+            Some((record, proven)) => {
+                partial.record = Some(record);
+                partial.resumed = proven;
+                partial.written_bytes = proven.bytes;
+            }
+            None => partial.begin_anew(meta)?,
+        }
+        Ok(partial)
+    }
+
+    fn over(file: File, temporary: PathBuf, path: PathBuf) -> Self {
+        Self {
+            file,
+            temporary,
+            path,
+            record: None,
+            resumed: Proven::default(),
+            written_bytes: 0,
+            finished: false,
+        }
+    }
+
+    /// Throws away what is there, and takes the space.
+    pub(super) fn begin_anew(&mut self, meta: &ObjectMeta) -> Result<()> {
+        self.discard()?;
+        self.allocate(meta.size_bytes)?;
+        if is_recorded(meta) {
+            self.record = Record::begin(&self.path, meta)
+                .inspect_err(|error| {
+                    tracing::warn!(path = %self.path.display(), %error, "this download could not be resumed");
+                })
+                .ok();
+        }
+        Ok(())
+    }
+
+    /// Throws away what is there: it is not the object's, or no longer.
+    pub(super) fn discard(&mut self) -> Result<()> {
+        // The record first: it is never there without its file.
+        self.record = None;
+        record::remove(&self.path);
+        self.file
+            .set_len(0)
+            .map_err(|source| Error::io(&self.path, source))?;
+        self.resumed = Proven::default();
+        self.written_bytes = 0;
+        Ok(())
+    }
+
+    /// Takes the space, so that a full disk is known at once.
+    pub(super) fn allocate(&self, size_bytes: u64) -> Result<()> {
         if size_bytes < PREALLOCATE_FROM_BYTES {
             return Ok(());
         }
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, size_bytes) {
-            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(failed(errno.into())),
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+                Err(Error::io(&self.path, errno.into()))
+            }
             // A filesystem without fallocate is no obstacle.
             _ => Ok(()),
         }
@@ -70,10 +125,23 @@ impl PartialFile {
     /// Appends.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
-            .write_all(bytes)
+            .write_all_at(bytes, self.written_bytes)
             .map_err(|source| Error::io(&self.path, source))?;
         self.written_bytes += bytes.len() as u64;
+        if let Some(record) = &mut self.record {
+            record.add(bytes);
+        }
         Ok(())
+    }
+
+    /// What an earlier run had written of it.
+    pub(super) fn resumed(&self) -> Proven {
+        self.resumed
+    }
+
+    /// What a later run would find of it if it ended here.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.record.as_ref().map_or(0, Record::recorded_bytes)
     }
 
     /// How much is written.
@@ -91,6 +159,8 @@ impl PartialFile {
         if fsync {
             self.file.sync_all().map_err(failed)?;
         }
+        self.record = None;
+        record::remove(&self.path);
         std::fs::rename(&self.temporary, &self.path)
             .map_err(|source| occupied(&self.path, source))?;
         self.finished = true;
@@ -105,12 +175,34 @@ impl PartialFile {
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        if !self.finished
-            && let Err(error) = std::fs::remove_file(&self.temporary)
-        {
-            tracing::warn!(path = %self.temporary.display(), %error, "an unfinished file could not be removed");
+        if self.finished {
+            return;
+        }
+        let kept_bytes = self.kept_bytes();
+        let result = match kept_bytes {
+            0 => {
+                record::remove(&self.path);
+                std::fs::remove_file(&self.temporary)
+            }
+            // Which gives back the space that was taken for the rest.
+            _ => self.file.set_len(kept_bytes),
+        };
+        if let Err(error) = result {
+            tracing::warn!(path = %self.temporary.display(), %error, "an unfinished file could not be put away");
         }
     }
+}
+
+/// Makes the directories of `path`, and opens and locks its temporary file.
+fn open(path: &Path) -> Result<(File, PathBuf)> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|source| occupied(path, source))?;
+    }
+    if path.is_dir() {
+        return Err(occupied(path, Errno::ISDIR.into()));
+    }
+    let temporary = temporary_path(path);
+    Ok((lock(&temporary)?, temporary))
 }
 
 /// Opens and locks the temporary file. Between opening and locking another process may have renamed it to its final
@@ -120,6 +212,7 @@ fn lock(path: &Path) -> Result<File> {
     let until = std::time::Instant::now() + LOCK_PATIENCE;
     loop {
         let file = File::options()
+            .read(true)
             .write(true)
             .create(true)
             .truncate(false)

@@ -2,10 +2,15 @@
 //!
 //! The lister holds [`Lane`] and pushes; dropping it ends the stream, and with it the [`Writer`]. A writer that fails
 //! drops its stream, and with it the queue's receiving end, so that the next push says no.
+//!
+//! Files that an earlier run has begun go another way: where their streams start is known only when what is there was
+//! read again, and one that turns out wrong must be fetched anew without failing the others. Each gets a stream of its
+//! own, between two files of the lane's.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc as blocking;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +18,7 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 
 use super::file::PartialFile;
+use super::record::{self, Proven};
 use super::{Download, STOP_POLL};
 use crate::error::{Error, Result};
 use crate::metrics::Presence;
@@ -21,6 +27,9 @@ use crate::prefetch::{BlockingReader, Chunk, Next, Prefetcher};
 
 /// Objects that wait before the engine takes them: a page of a listing, so that the lister is ahead by a request.
 const QUEUE_ITEMS: usize = 1000;
+
+/// Files of earlier runs that wait: there are about as many as an earlier run had lanes.
+const BEGUN_ITEMS: usize = 64;
 
 /// What an object costs beside its bytes, in bytes that could be written in the time: about 50 us for create and
 /// rename at 2 GB/s. It spreads small files over the lanes.
@@ -45,6 +54,7 @@ impl Item {
 #[derive(Debug)]
 pub(super) struct Lane {
     queue: mpsc::Sender<Item>,
+    begun: blocking::SyncSender<Item>,
     waiting_bytes: Arc<AtomicU64>,
 }
 
@@ -53,6 +63,7 @@ pub(super) struct Lane {
 pub(super) struct Writer {
     reader: BlockingReader,
     taken: Taken,
+    begun: blocking::Receiver<Item>,
     waiting_bytes: Arc<AtomicU64>,
 }
 
@@ -62,6 +73,7 @@ type Taken = Arc<Mutex<VecDeque<Item>>>;
 impl Lane {
     pub(super) fn start(engine: &Prefetcher) -> Result<(Self, Writer)> {
         let (queue, received) = mpsc::channel(QUEUE_ITEMS);
+        let (begun, continued) = blocking::sync_channel(BEGUN_ITEMS);
         let waiting_bytes = Arc::<AtomicU64>::default();
         let taken = Taken::default();
         let objects =
@@ -77,11 +89,13 @@ impl Lane {
         let reader = engine.read_all(objects.boxed())?.blocking();
         let lane = Self {
             queue,
+            begun,
             waiting_bytes: waiting_bytes.clone(),
         };
         let writer = Writer {
             reader,
             taken,
+            begun: continued,
             waiting_bytes,
         };
         Ok((lane, writer))
@@ -96,57 +110,59 @@ impl Lane {
     pub(super) fn push(&self, item: Item) -> bool {
         self.waiting_bytes
             .fetch_add(item.cost_bytes(), Ordering::Relaxed);
-        self.queue.blocking_send(item).is_ok()
+        match record::exists(&item.path, &item.meta) {
+            true => self.begun.send(item).is_ok(),
+            false => self.queue.blocking_send(item).is_ok(),
+        }
     }
 }
 
 impl Writer {
     /// Writes files until the lane is closed and empty, or the download is stopped.
     pub(super) fn run(&mut self, download: &Download) -> Result<()> {
-        let mut open = None;
+        let mut asked = Instant::now();
         loop {
-            let asked = Instant::now();
-            let Some(chunk) = self.next(download)? else {
-                return Ok(());
-            };
-            let got = Instant::now();
-            let (mut file, item) = match open.take() {
-                Some(open) => open,
-                None => self.open(download, &chunk)?,
-            };
-            let since = asked.max(item.queued);
-            let mut blocked = timed(|| write(download, &mut file, &chunk))?;
-            if chunk.ends_object {
-                blocked += timed(|| complete(download, file, &item))?;
-                self.waiting_bytes
-                    .fetch_sub(item.cost_bytes(), Ordering::Relaxed);
-            } else {
-                open = Some((file, item));
+            while let Ok(item) = self.begun.try_recv() {
+                self.resume(download, &item)?;
+                asked = Instant::now();
             }
-            download.count(Presence {
-                present: since.elapsed(),
-                stalled: got.saturating_duration_since(since),
-                blocked,
-            });
-        }
-    }
-
-    fn next(&mut self, download: &Download) -> Result<Option<Chunk>> {
-        loop {
-            if download.stop.is_set() {
-                return Err(Error::Cancelled);
-            }
-            match self.reader.next_chunk_timeout(STOP_POLL)? {
-                Next::Chunk(chunk) => return Ok(Some(chunk)),
-                Next::End => return Ok(None),
+            match poll(&mut self.reader, download)? {
+                Next::Chunk(chunk) => {
+                    self.write(download, chunk, asked)?;
+                    asked = Instant::now();
+                }
                 Next::TimedOut => {}
+                Next::End => break,
             }
         }
+        // The lane is gone: what it has handed out is all there will be.
+        while let Ok(item) = self.begun.recv() {
+            self.resume(download, &item)?;
+        }
+        Ok(())
     }
 
-    fn open(&self, download: &Download, chunk: &Chunk) -> Result<(PartialFile, Item)> {
-        let item = self
-            .taken
+    /// Writes the object that begins with `chunk`, which has been waited for since `asked`.
+    fn write(&mut self, download: &Download, chunk: Chunk, asked: Instant) -> Result<()> {
+        let came = Instant::now();
+        let item = self.next_taken(&chunk)?;
+        if let Some(parent) = item.path.parent() {
+            // What fails here fails again below, where it is told.
+            let _ = download.made.make(parent);
+        }
+        let mut file = PartialFile::create(item.path.clone(), &item.meta)?;
+        let filled = fill(
+            download,
+            &mut file,
+            &mut self.reader,
+            asked.max(item.queued),
+            Some((chunk, came)),
+        );
+        self.end(download, file, &item, filled)
+    }
+
+    fn next_taken(&self, chunk: &Chunk) -> Result<Item> {
+        self.taken
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop_front()
@@ -156,13 +172,103 @@ impl Writer {
                     chunk,
                     "the stream delivered another object than the next one",
                 )
-            })?;
-        if let Some(parent) = item.path.parent() {
-            // What fails here fails again below, where it is told.
-            let _ = download.made.make(parent);
+            })
+    }
+
+    /// Goes on with a file that an earlier run has begun.
+    fn resume(&self, download: &Download, item: &Item) -> Result<()> {
+        let is_stopped = || download.stop.is_set();
+        let mut file = PartialFile::resume(item.path.clone(), &item.meta, is_stopped)?;
+        let resumed_bytes = file.resumed().bytes;
+        download.progress.resumed_bytes.add(resumed_bytes);
+        let mut filled = fill_alone(download, &mut file, item);
+        if let Err(error) = &filled
+            && resumed_bytes > 0
+            && is_mismatch(error, item)
+        {
+            tracing::warn!(%error, "what an earlier run had written is thrown away, and fetched again");
+            download.progress.resumed_bytes.sub(resumed_bytes);
+            filled = file
+                .begin_anew(&item.meta)
+                .and_then(|()| fill_alone(download, &mut file, item));
         }
-        let file = PartialFile::create(item.path.clone(), item.meta.size_bytes)?;
-        Ok((file, item))
+        self.end(download, file, item, filled)
+    }
+
+    /// Gives the file its name, or keeps of it what another run can go on with.
+    fn end(
+        &self,
+        download: &Download,
+        mut file: PartialFile,
+        item: &Item,
+        filled: Result<()>,
+    ) -> Result<()> {
+        let result = filled.and_then(|()| is_all_there(&file, item));
+        match result {
+            Ok(()) => complete(download, file, item)?,
+            Err(error) => {
+                // Bytes that are not the object's, or no longer, are nothing to go on with. What can't be thrown away
+                // has no record any more.
+                if let Error::Corrupt { .. } | Error::Changed { .. } = error.root() {
+                    let _ = file.discard();
+                }
+                download.progress.kept_bytes.add(file.kept_bytes());
+                return Err(error);
+            }
+        }
+        self.waiting_bytes
+            .fetch_sub(item.cost_bytes(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Fetches the rest of a file by a stream of its own.
+fn fill_alone(download: &Download, file: &mut PartialFile, item: &Item) -> Result<()> {
+    file.allocate(item.meta.size_bytes)?;
+    let Proven { bytes, checksum } = file.resumed();
+    let reader = download
+        .engine
+        .read_from(item.meta.clone(), bytes, checksum)?;
+    fill(download, file, &mut reader.blocking(), Instant::now(), None)
+}
+
+/// Writes what comes until the object ends, waiting since `asked`; `first` came before.
+fn fill(
+    download: &Download,
+    file: &mut PartialFile,
+    reader: &mut BlockingReader,
+    mut asked: Instant,
+    mut first: Option<(Chunk, Instant)>,
+) -> Result<()> {
+    loop {
+        let (next, came) = match first.take() {
+            Some((chunk, came)) => (Next::Chunk(chunk), came),
+            None => (poll(reader, download)?, Instant::now()),
+        };
+        match next {
+            Next::Chunk(chunk) => {
+                let blocked = timed(|| write(download, file, &chunk))?;
+                download.count(Presence {
+                    present: asked.elapsed(),
+                    stalled: came.saturating_duration_since(asked),
+                    blocked,
+                });
+                if chunk.ends_object {
+                    return Ok(());
+                }
+                asked = Instant::now();
+            }
+            Next::TimedOut => {}
+            // What is missing is told by whoever compares the sizes.
+            Next::End => return Ok(()),
+        }
+    }
+}
+
+fn poll(reader: &mut BlockingReader, download: &Download) -> Result<Next> {
+    match download.stop.is_set() {
+        true => Err(Error::Cancelled),
+        false => reader.next_chunk_timeout(STOP_POLL),
     }
 }
 
@@ -182,17 +288,26 @@ fn write(download: &Download, file: &mut PartialFile, chunk: &Chunk) -> Result<(
     result
 }
 
-fn complete(download: &Download, file: PartialFile, item: &Item) -> Result<()> {
+fn is_all_there(file: &PartialFile, item: &Item) -> Result<()> {
     let (written, listed) = (file.written_bytes(), item.meta.size_bytes);
-    if written != listed {
-        return Err(Error::Corrupt {
-            uri: item.meta.id.uri.to_string(),
-            offset: written,
-            reason: format!("the listing says {listed} bytes, and the object ended here"),
-            answer: Box::default(),
-        });
+    if written == listed {
+        return Ok(());
     }
-    file.finish(item.meta.last_modified, download.config.fsync)?;
+    Err(Error::Corrupt {
+        uri: item.meta.id.uri.to_string(),
+        offset: written,
+        reason: format!("the listing says {listed} bytes, and the object ended here"),
+        answer: Box::default(),
+    })
+}
+
+fn complete(download: &Download, file: PartialFile, item: &Item) -> Result<()> {
+    let blocked = timed(|| file.finish(item.meta.last_modified, download.config.fsync))?;
+    download.count(Presence {
+        present: blocked,
+        stalled: Duration::ZERO,
+        blocked,
+    });
     download.progress.written_files.add(1);
     Ok(())
 }
@@ -201,6 +316,12 @@ fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let before = Instant::now();
     act()?;
     Ok(before.elapsed())
+}
+
+/// Whether the bytes of an earlier run may be why the whole is not the object. Of an object without a checksum the
+/// engine judges nothing that those bytes take part in.
+fn is_mismatch(error: &Error, item: &Item) -> bool {
+    matches!(error.root(), Error::Corrupt { .. }) && item.meta.checksum_algorithm.is_some()
 }
 
 fn joins_badly(chunk: &Chunk, reason: impl Into<String>) -> Error {

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::object::ObjectUri;
 
-/// What every temporary name begins and ends with; a key may not use it.
+/// What every temporary name begins with, and what it ends with: an unfinished file and its record. A key may not be
+/// named so.
 const TEMP_PREFIX: &str = ".standpipe-";
-const TEMP_SUFFIX: &str = ".part";
+const PART_SUFFIX: &str = ".part";
+const RECORD_SUFFIX: &str = ".sums";
 
 /// The path of `uri` relative to the target directory: its key after `root`'s.
 ///
@@ -40,15 +42,25 @@ pub fn local_name(root: &ObjectUri, uri: &ObjectUri) -> Result<PathBuf> {
 }
 
 fn is_temporary(part: &str) -> bool {
-    part.starts_with(TEMP_PREFIX) && part.ends_with(TEMP_SUFFIX)
+    let ends = |suffix| part.ends_with(suffix);
+    part.starts_with(TEMP_PREFIX) && (ends(PART_SUFFIX) || ends(RECORD_SUFFIX))
 }
 
 /// Where a file is written before it is complete: beside its place, of fixed length (names may have 255 bytes, which
 /// leaves no room to add to them), and the same in every run.
 pub(super) fn temporary_path(path: &Path) -> PathBuf {
+    beside(path, PART_SUFFIX)
+}
+
+/// Where is written what proves the unfinished file.
+pub(super) fn record_path(path: &Path) -> PathBuf {
+    beside(path, RECORD_SUFFIX)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default();
     let digest = fnv1a_64(name.as_encoded_bytes());
-    path.with_file_name(format!("{TEMP_PREFIX}{digest:016x}{TEMP_SUFFIX}"))
+    path.with_file_name(format!("{TEMP_PREFIX}{digest:016x}{suffix}"))
 }
 
 /// FNV-1a: two files of one directory share a name in one of 10^19 cases, and then wait for each other's lock.
@@ -85,6 +97,7 @@ mod tests {
             "q/x",
             "p/a\0b",
             "p/.standpipe-0000000000000000.part",
+            "p/.standpipe-0000000000000000.sums",
         ] {
             let error = local_name(&root, &ObjectUri::s3("b", key)).unwrap_err();
             assert!(
@@ -106,9 +119,10 @@ mod tests {
         #[test]
         fn temporary_names_stay_in_the_directory_and_fit(name in "[^/\0]{1,255}") {
             let path = Path::new("d").join(&name);
-            let temporary = temporary_path(&path);
-            prop_assert_eq!(temporary.parent(), path.parent());
-            prop_assert!(temporary.file_name().unwrap().len() < 40);
+            for temporary in [temporary_path(&path), record_path(&path)] {
+                prop_assert_eq!(temporary.parent(), path.parent());
+                prop_assert!(temporary.file_name().unwrap().len() < 40);
+            }
         }
     }
 }

@@ -12,12 +12,15 @@ use crate::buffer::PartBuf;
 use crate::client::{Depth, GetMeta, ListEntry, MemoryClient, ObjectClient};
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 use crate::prefetch::PrefetchConfig;
+use crate::runtime;
 
 /// Memory with dates; one key never answers.
 #[derive(Debug, Clone, Default)]
 struct Dated {
     inner: MemoryClient,
     gets: Arc<Counter>,
+    /// Reads from this offset on fail; 0 for none.
+    fails_from: Arc<Gauge>,
 }
 
 const STUCK: &str = "stuck";
@@ -43,6 +46,11 @@ impl ObjectClient for Dated {
         into: &'a mut PartBuf,
     ) -> BoxFuture<'a, Result<GetMeta>> {
         self.gets.add(1);
+        let fails_from = self.fails_from.get();
+        if fails_from > 0 && range.start >= fails_from {
+            let what = id.uri.to_string();
+            return Box::pin(async { Err(Error::Internal { what }) });
+        }
         match id.uri.key().ends_with(STUCK) {
             true => Box::pin(std::future::pending()),
             false => self.inner.get(id, range, into),
@@ -159,11 +167,124 @@ fn what_a_killed_run_left_is_used_up() {
 fn a_file_that_another_process_writes_is_left_alone() {
     let target = tempfile::tempdir().unwrap();
     let path = target.path().join("a");
-    let first = file::PartialFile::create(path.clone(), 10).unwrap();
-    let error = file::PartialFile::create(path, 10).unwrap_err();
-    assert!(error.to_string().contains("another standpipe"), "{error}");
+    let meta = large(&Dated::default(), 1);
+    let first = file::PartialFile::create(path.clone(), &meta).unwrap();
+    for error in [
+        file::PartialFile::create(path.clone(), &meta).unwrap_err(),
+        file::PartialFile::resume(path, &meta, || false).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("another standpipe"), "{error}");
+    }
     drop(first);
     assert!(tree(target.path()).is_empty());
+}
+
+const LARGE_BYTES: usize = 9 * MIB + 5;
+const MIB: usize = 1 << 20;
+
+fn large_content(seed: u8) -> Vec<u8> {
+    (0..LARGE_BYTES)
+        .map(|at| (at ^ (at >> 9)) as u8 ^ seed)
+        .collect()
+}
+
+/// Puts an object that is worth a record.
+fn large(client: &Dated, seed: u8) -> ObjectMeta {
+    let uri = ObjectUri::s3("b", "a");
+    client.inner.put(uri.clone(), large_content(seed));
+    runtime::handle().block_on(client.head(&uri)).unwrap()
+}
+
+/// What a run leaves that had written so much of `content` when it ended.
+fn begun(target: &Path, meta: &ObjectMeta, content: &[u8]) {
+    let mut file = file::PartialFile::create(target.join("a"), meta).unwrap();
+    for piece in content.chunks(300_000) {
+        file.write(piece).unwrap();
+    }
+}
+
+/// Downloads it and tells how much was resumed and how much was written.
+fn finished(client: &Dated, target: &Path, seed: u8) -> (u64, u64) {
+    let download = download(client, "s3://b/a", target);
+    download.run().unwrap();
+    assert_eq!(tree(target), ["a"]);
+    assert!(std::fs::read(target.join("a")).unwrap() == large_content(seed));
+    let progress = download.progress();
+    (progress.resumed_bytes.get(), progress.written_bytes.get())
+}
+
+/// F5: a run goes on inside a file, behind the last whole MiB.
+#[test]
+fn a_begun_file_goes_on_behind_what_is_sound() {
+    let (client, target) = (Dated::default(), tempfile::tempdir().unwrap());
+    let meta = large(&client, 1);
+    for (written, kept) in [
+        (5 * MIB + 1, 5 * MIB),
+        (MIB, MIB),
+        (MIB - 1, 0),
+        // Killed before its rename: the last byte is fetched again.
+        (LARGE_BYTES, 9 * MIB),
+    ] {
+        begun(target.path(), &meta, &large_content(1)[..written]);
+        let left = if kept > 0 { 2 } else { 0 };
+        assert_eq!(tree(target.path()).len(), left, "{written}");
+        let (kept, rest) = (kept as u64, (LARGE_BYTES - kept) as u64);
+        assert_eq!(finished(&client, target.path(), 1), (kept, rest));
+        std::fs::remove_file(target.path().join("a")).unwrap();
+    }
+}
+
+/// F6: damage is fetched again, and of another version nothing is used.
+#[test]
+fn what_is_not_sound_is_fetched_again() {
+    let (client, target) = (Dated::default(), tempfile::tempdir().unwrap());
+    let left = names::temporary_path(&target.path().join("a"));
+    let meta = large(&client, 1);
+    let size = LARGE_BYTES as u64;
+    begun(target.path(), &meta, &large_content(1)[..5 * MIB]);
+    let damaged = std::fs::File::options().write(true).open(&left).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&damaged, b"garbled", 3 * MIB as u64 + 9).unwrap();
+    let sound = 3 * MIB as u64;
+    assert_eq!(finished(&client, target.path(), 1), (sound, size - sound));
+    begun(target.path(), &meta, &large_content(1)[..5 * MIB]);
+    large(&client, 2);
+    std::fs::remove_file(target.path().join("a")).unwrap();
+    assert_eq!(finished(&client, target.path(), 2), (0, size));
+}
+
+/// F7: bytes that were received wrong, and are on disk as they were received, are seen over the whole.
+#[test]
+fn a_begun_file_that_does_not_add_up_is_fetched_once_more() {
+    let (client, target) = (Dated::default(), tempfile::tempdir().unwrap());
+    let meta = large(&client, 1);
+    begun(target.path(), &meta, &large_content(3)[..5 * MIB]);
+    let (resumed, written) = finished(&client, target.path(), 1);
+    let (size, wrong) = (LARGE_BYTES as u64, 5 * MIB as u64);
+    assert_eq!(resumed, 0);
+    // All of it, and what of the rest was written before its last piece was refused.
+    assert!((size..2 * size - wrong).contains(&written), "{written}");
+}
+
+/// F3: what was not finished when the stream broke is there for the next run, and is no file.
+#[test]
+fn what_is_unfinished_is_kept_for_the_next_run() {
+    let (client, target) = (Dated::default(), tempfile::tempdir().unwrap());
+    large(&client, 1);
+    client.fails_from.add(6 * MIB as u64);
+    let broken = download(&client, "s3://b/a", target.path());
+    broken.run().unwrap_err();
+    let kept = broken.progress().kept_bytes.get();
+    assert!(kept >= 4 * MIB as u64, "{kept}");
+    let names = tree(target.path());
+    assert!(
+        names.len() == 2 && names.iter().all(|name| name.starts_with(".standpipe-")),
+        "{names:?}"
+    );
+    client.fails_from.sub(6 * MIB as u64);
+    assert_eq!(
+        finished(&client, target.path(), 1),
+        (kept, LARGE_BYTES as u64 - kept)
+    );
 }
 
 #[test]
@@ -191,7 +312,7 @@ fn a_key_that_would_escape_is_an_error_and_nothing_is_written_outside() {
 }
 
 #[test]
-fn stopping_removes_what_is_unfinished() {
+fn stopping_removes_what_is_not_worth_keeping() {
     let (client, target) = (store(&["a", STUCK]), tempfile::tempdir().unwrap());
     let download = download(&client, "s3://b/", target.path());
     let (stop, progress) = (download.stop().clone(), download.progress().clone());

@@ -23,6 +23,22 @@ use crate::object::{ByteRange, ObjectId, ObjectUri};
 pub(super) struct Planned {
     pub(super) id: ObjectId,
     pub(super) algorithm: Option<ChecksumAlgorithm>,
+    /// Where reading begins. Beyond 0 the object must be the only one of its stream.
+    pub(super) start: u64,
+    /// The CRC of the bytes before, so that the whole can be judged.
+    pub(super) before: Option<Checksum>,
+}
+
+impl Planned {
+    /// All of an object.
+    pub(super) fn whole(id: ObjectId, algorithm: Option<ChecksumAlgorithm>) -> Self {
+        Self {
+            id,
+            algorithm,
+            start: 0,
+            before: None,
+        }
+    }
 }
 
 /// What feeds a stream. The end is said, not implied by a dropped sender: a lister that dies is not an end.
@@ -430,10 +446,14 @@ impl Stream {
             object,
             algorithm,
             serial,
-            next: 0,
+            next: planned.start,
             discovering: false,
         };
-        let in_parts = grid.part_at(0, cursor.size_bytes(), serial == 0).end < cursor.size_bytes();
+        if planned.start > 0 {
+            self.verifier = Verifier::after(planned.before);
+        }
+        let first = grid.part_at(planned.start, cursor.size_bytes(), serial == 0);
+        let in_parts = planned.start > 0 || first.end < cursor.size_bytes();
         let head = (in_parts && algorithm.is_some()).then(|| {
             let (abort, registration) = AbortHandle::new_pair();
             self.checks.push_back(Check {

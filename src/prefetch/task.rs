@@ -18,6 +18,7 @@ use super::reader::ObjectReader;
 use super::schedule::{Action, Completion, Core, Fetch, HeadCheck, StreamId, Ticket};
 use super::stream::{Feed, Planned, Source, Take};
 use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
+use crate::checksum::Checksum;
 use crate::client::{GetMeta, ObjectClient};
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, Snapshot};
@@ -117,14 +118,37 @@ impl Prefetcher {
     /// [`Error::Config`] when the memory can't hold one more stream's next part.
     pub fn read(&self, id: ObjectId) -> Result<ObjectReader> {
         let largest = id.size_bytes.unwrap_or(u64::MAX).max(1);
-        self.open(
-            stream::iter([Ok(Planned {
-                id,
-                algorithm: None,
-            })])
-            .boxed(),
-            largest,
-        )
+        let planned = Planned::whole(id, None);
+        self.open(stream::iter([Ok(planned)]).boxed(), largest)
+    }
+
+    /// Reads one object from byte `start` on, for a consumer that has the bytes before already. `before` is their CRC,
+    /// of the algorithm that `meta` names: with it the object is verified as a whole, before its last piece is
+    /// delivered; without it, or without an algorithm, it counts as unverified.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the object's size or version is not known, or `start` is not inside of it; and as
+    /// [`read`](Self::read).
+    pub fn read_from(
+        &self,
+        meta: ObjectMeta,
+        start: u64,
+        before: Option<Checksum>,
+    ) -> Result<ObjectReader> {
+        let left = meta.size_bytes.saturating_sub(start);
+        if !meta.id.is_pinned() || (left == 0 && start > 0) {
+            let reason = format!(
+                "reading on at byte {start} takes a known version, and a byte that is left to read"
+            );
+            return Err(Error::config(meta.id.uri.to_string(), reason));
+        }
+        let planned = Planned {
+            id: meta.id,
+            algorithm: meta.checksum_algorithm,
+            start,
+            before,
+        };
+        self.open(stream::iter([Ok(planned)]).boxed(), left.max(1))
     }
 
     /// Reads many objects back to back, in the order in which `objects` yields them; reading starts before the
@@ -136,12 +160,8 @@ impl Prefetcher {
         &self,
         objects: BoxStream<'static, Result<ObjectMeta>>,
     ) -> Result<ObjectReader> {
-        let planned = objects.map(|meta| {
-            meta.map(|meta| Planned {
-                id: meta.id,
-                algorithm: meta.checksum_algorithm,
-            })
-        });
+        let planned =
+            objects.map(|meta| meta.map(|meta| Planned::whole(meta.id, meta.checksum_algorithm)));
         self.open(planned.boxed(), u64::MAX)
     }
 

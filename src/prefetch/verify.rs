@@ -24,6 +24,14 @@ pub(super) enum Verdict {
 }
 
 impl Verifier {
+    /// What comes next stands behind bytes with this CRC; without it the whole can't be judged.
+    pub(super) fn after(before: Option<Checksum>) -> Self {
+        Self {
+            so_far: before,
+            incomplete: before.is_none(),
+        }
+    }
+
     /// The next part, `len` bytes long, has this CRC.
     pub(super) fn add(&mut self, part: Option<Checksum>, len: u64) {
         match (self.so_far, part) {

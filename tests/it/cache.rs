@@ -569,11 +569,11 @@ fn eight_processes_share_a_cache_while_they_are_killed() {
 // Disks.
 
 /// A small file system in memory, unmounted at the end.
-struct Mount(TempDir);
+pub(crate) struct Mount(TempDir);
 
 impl Mount {
     /// Mounting takes a privilege, which the tests of this file need as root has it.
-    fn tmpfs(options: &str) -> Self {
+    pub(crate) fn tmpfs(options: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mount = Self(dir);
         mount.call("mount", &["-t", "tmpfs", "-o", options, "standpipe-test"]);
@@ -594,7 +594,11 @@ impl Mount {
     }
 
     fn path(&self) -> PathBuf {
-        self.0.path().join("cache")
+        self.root().join("cache")
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.0.path()
     }
 }
 

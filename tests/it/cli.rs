@@ -1,5 +1,7 @@
 //! The built command against a scripted S3: what it prints, where, and with which exit code.
 
+mod resume;
+
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -1014,7 +1016,7 @@ fn download_of_one_object_needs_no_permission_to_list() {
     assert_eq!(files(target.path()), ["a"]);
 }
 
-/// F3: an interrupted download leaves nothing half-written.
+/// F3: an interrupted download leaves no file that is not whole, and nothing that is not worth it.
 #[test]
 fn ctrl_c_leaves_nothing_half_written() {
     let server = server();
@@ -1552,7 +1554,7 @@ fn settings_come_from_the_environment_too() {
     assert!(text(&output.stderr).contains("--part-size"));
 }
 
-/// F4: a file that can't be written whole is an error and leaves no temporary file.
+/// F4: a file that can't be written whole is an error, told before its first byte is fetched where that is possible.
 #[test]
 fn a_full_disk_is_told_and_leaves_no_temporary_file() {
     // A quota of the shell stands in for a full disk: writes beyond it fail in the same place.

@@ -10,6 +10,7 @@ use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
 use proptest::prelude::*;
 use standpipe::buffer::PartBuf;
+use standpipe::checksum::Checksum;
 use standpipe::client::{
     Behaviour, Chaos, Depth, FaultClient, FaultKind, GetMeta, ListEntry, MemoryClient,
     ObjectClient, RetryClient, RetryConfig, Schedule, Unreadable,
@@ -453,6 +454,44 @@ fn what_arrived_of_a_corrupt_part_is_not_delivered() {
         let (bytes, end) = read_to_end(&mut reader).await;
         assert!(matches!(end, Err(Error::Corrupt { .. })), "{end:?}");
         assert!(bytes.is_empty());
+    });
+}
+
+/// Whoever has the beginning of an object is given the rest, and the whole is judged.
+#[test]
+fn reading_on_verifies_the_whole_object() {
+    let size = 1_000_000;
+    let memory = seeded(&[size]);
+    let bytes = content(0, size);
+    in_virtual_time(async {
+        let meta = memory.head(&uri(0)).await.unwrap();
+        let algorithm = meta.checksum_algorithm.unwrap();
+        for start in [0, 1, 70_000, 262_144, 300_001, size - 1] {
+            let engine = engine(Arc::new(memory.clone()), ROOMY.config(1));
+            let before = Checksum::of(algorithm, &bytes[..start]);
+            let read = |before| engine.read_from(meta.clone(), start as u64, before);
+            let (rest, end) = read_to_end(&mut read(Some(before)).unwrap()).await;
+            assert!(end.is_ok() && rest == bytes[start..], "{start}: {end:?}");
+            assert_eq!(engine.snapshot().checksums_verified, 1, "{start}");
+            if start == 0 {
+                continue;
+            }
+            let (_, end) = read_to_end(&mut read(None).unwrap()).await;
+            assert!(end.is_ok(), "{start}: {end:?}");
+            assert_eq!(engine.snapshot().checksums_unverified, 1, "{start}");
+            let wrong = Checksum::of(algorithm, &bytes[1..=start]);
+            let (rest, end) = read_to_end(&mut read(Some(wrong)).unwrap()).await;
+            assert!(
+                matches!(end, Err(Error::Corrupt { .. })),
+                "{start}: {end:?}"
+            );
+            assert!(rest.len() < size - start, "its end was delivered");
+        }
+        let engine = engine(Arc::new(memory.clone()), ROOMY.config(1));
+        for start in [size, size + 1] {
+            let refused = engine.read_from(meta.clone(), start as u64, None);
+            assert!(matches!(refused, Err(Error::Config { .. })));
+        }
     });
 }
 
