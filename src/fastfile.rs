@@ -8,4 +8,5 @@ pub mod errno;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 pub mod fuse;
 pub mod read;
+pub mod source;
 pub mod tree;

@@ -47,10 +47,11 @@ impl OpenFiles {
         config.validate()?;
         let budget = MemoryBudget::new(config.memory_bytes);
         let pool = BufferPool::new(config.memory_bytes, metrics.clone());
-        let core = Mutex::new(Core::new(config, budget.clone()));
+        let core = Mutex::new(Core::new(config.clone(), budget.clone()));
         let pid = std::process::id();
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             this: this.clone(),
+            config,
             core,
             client,
             pool,
@@ -98,6 +99,11 @@ impl OpenFiles {
             file.prefetch(&[ByteRange::new(0, file.size_bytes)]);
         }
         Ok(files)
+    }
+
+    /// How they are read.
+    pub fn config(&self) -> &ReadConfig {
+        &self.0.config
     }
 
     /// Where they are read from.
@@ -327,6 +333,7 @@ impl Arrived {
 
 struct Shared {
     this: Weak<Shared>,
+    config: ReadConfig,
     core: Mutex<Core>,
     client: Arc<dyn ObjectClient>,
     pool: BufferPool,
