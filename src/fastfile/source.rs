@@ -159,6 +159,11 @@ impl OpenFile for Windowed {
 }
 
 impl Windowed {
+    /// The object.
+    pub(super) fn meta(&self) -> &ObjectMeta {
+        &self.object
+    }
+
     /// Its bytes.
     pub(super) fn file(&self) -> &read::OpenFile {
         &self.file

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::config::ReadConfig;
 use super::core::{Action, Arrived, Core, Fetch, Garbage, HandleId, Piece, Ticket};
-use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
+use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released, class_bytes};
 use crate::client::{GetMeta, ObjectClient};
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, Snapshot};
@@ -99,6 +99,17 @@ impl OpenFiles {
             file.prefetch(&[ByteRange::new(0, file.size_bytes)]);
         }
         Ok(files)
+    }
+
+    /// Memory for bytes that are on their way elsewhere; beyond the budget if nothing of it is free.
+    pub(in crate::fastfile) fn buffer(&self, len: usize) -> PartBuf {
+        match self.0.budget.try_reserve(class_bytes(len as u64), 0) {
+            Some(reservation) => self.0.pool.part(reservation, len),
+            None => {
+                self.0.metrics.overdraft_bytes.add(len as u64);
+                PartBuf::heap(len)
+            }
+        }
     }
 
     /// How they are read.
