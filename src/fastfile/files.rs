@@ -135,9 +135,13 @@ impl FastFiles {
     pub async fn stat_async(&self, path: impl AsRef<Path>) -> Result<Entry> {
         let path = path.as_ref();
         let ino = self.find(path).await?;
-        let path = path.components().collect::<std::path::PathBuf>();
-        let found = Entry::of(&self.namespace.tree(), ino, path.display().to_string());
-        found.ok_or_else(|| self.not_found(&path))
+        let names = path.components().filter_map(|part| match part {
+            Component::Normal(name) => name.to_str(),
+            _ => None,
+        });
+        let name = names.collect::<Vec<_>>().join("/");
+        let found = Entry::of(&self.namespace.tree(), ino, name);
+        found.ok_or_else(|| self.not_found(path))
     }
 
     /// Opens a file, without a request. Each opener has a position and a window of its own.

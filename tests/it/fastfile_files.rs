@@ -338,7 +338,7 @@ fn what_is_told_is_looked_ahead_of() {
     files.prefetch(order.iter().map(|at| path(*at))).unwrap();
     order.iter().for_each(|at| read_and_compare(&files, *at));
     let fetched = fetched(&server, sent);
-    assert!(fetched < 1.01, "{fetched} of the bytes");
+    assert!(fetched < 1.02, "{fetched} of the bytes, heads included");
     assert!(server.stats().in_flight_peak > 8);
     let held = files.open_files().budget().reserved();
     assert_eq!(held, 0, "nothing is left");
