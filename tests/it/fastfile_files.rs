@@ -4,8 +4,9 @@ use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use fake_s3::FakeS3;
+use fake_s3::{FakeS3, Latency, Shape};
 use standpipe::cache::CacheConfig;
 use standpipe::client::{MemoryClient, ObjectClient, S3Client, Transport, resilient};
 use standpipe::error::Error;
@@ -261,6 +262,10 @@ fn folder() -> FakeS3 {
         let key = format!("d/{}/{at:05}", at / 200);
         server.put_synthetic("b", &key, FILE_BYTES, at as u64);
     }
+    server.set_shape(Shape {
+        latency: Latency::fixed(Duration::from_millis(3)),
+        ..Shape::default()
+    });
     server
 }
 

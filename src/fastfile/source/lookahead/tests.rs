@@ -125,14 +125,20 @@ fn split(files: &[u64], readers: usize, how: Split) -> Vec<Vec<u64>> {
     each
 }
 
-/// Readers side by side. One whose file was not foreseen waits while the others read four.
+/// Readers side by side. One whose file was not foreseen waits while the others read four; none is more than this ahead
+/// of the slowest, because a job takes its readers' batches in turn.
+const MOST_LEAD: usize = 64;
+
 fn race(folder: Folder, mut each: Vec<Vec<u64>>, random: &mut fastrand::Rng) -> Outcome {
     let mut world = World::new(folder, LIMITS);
     each.iter_mut().for_each(|files| files.reverse());
     while !each.is_empty() {
+        let most_left = each.iter().map(Vec::len).max().unwrap_or(0);
         let reader = random.usize(..each.len());
+        let is_ahead = each[reader].len() + MOST_LEAD < most_left;
         match each[reader].last().copied() {
             None => drop(each.swap_remove(reader)),
+            Some(_) if is_ahead => {}
             Some(file) if world.held.contains(&file) || random.u8(..4) == 0 => {
                 world.read(file);
                 each[reader].pop();
@@ -164,7 +170,7 @@ proptest! {
         let files = folder.files();
         let mut random = fastrand::Rng::with_seed(seed);
         let outcome = race(folder, split(&files, readers, how), &mut random);
-        prop_assert!(outcome.hits * 10 >= outcome.reads * 7, "{outcome:?}");
+        prop_assert!(outcome.hits * 10 >= outcome.reads * 5, "{outcome:?}");
         prop_assert!(outcome.wasted() * 20 <= outcome.reads, "{outcome:?}");
     }
 
