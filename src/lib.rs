@@ -4,8 +4,8 @@
 //!
 //! A [`client`] reads objects; decorators add retries, limits and a [`cache`] on disk. The engine, [`prefetch`], reads
 //! ahead of consumers within a memory budget ([`buffer`]) and delivers [`bytes::Bytes`] without a copy. The modes stand
-//! on it: [`pipe`] serves FIFOs as SageMaker's Pipe mode does, [`download`] writes files. [`input`] says what to read and
-//! in what order. Every [`error::Error`] names its object and offset and says what to do; [`metrics`] answers "why is it
+//! on it: [`pipe`] serves FIFOs as SageMaker's Pipe mode does, [`download`] writes files, and [`fastfile`] is files that
+//! are there before they are downloaded. [`input`] says what to read and in what order. Every [`error::Error`] names its object and offset and says what to do; [`metrics`] answers "why is it
 //! slow?".
 //!
 //! # Reading objects

@@ -11,7 +11,7 @@ use super::flags::TransportFlag;
 use super::{Context, sse_c};
 use crate::buffer::PartBuf;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
-use crate::cache::{BlockCache, CachedClient};
+use crate::cache::CacheConfig;
 use crate::client::{
     Depth, GetMeta, ListEntry, LocalClient, ObjectClient, S3Client, S3Config, Transport, resilient,
 };
@@ -57,14 +57,14 @@ impl Context {
         Ok(Arc::new(ByScheme { s3, local }))
     }
 
-    /// The same for one scheme, behind the cache that the flags want; what is local needs none.
+    /// The same for one scheme, and the cache that the flags want; what is local needs none.
     #[cfg(all(feature = "fuse", target_os = "linux"))]
     pub(super) fn connect_cached(
         &self,
         scheme: Scheme,
         engine: &PrefetchConfig,
         flags: &CacheFlags,
-    ) -> Result<(Arc<dyn ObjectClient>, Option<BlockCache>)> {
+    ) -> Result<(Arc<dyn ObjectClient>, Option<CacheConfig>)> {
         if scheme != Scheme::S3 || flags.dir().is_none() {
             return Ok((self.connect(&[scheme], engine)?, None));
         }
@@ -72,11 +72,7 @@ impl Context {
         let s3 = self.s3(engine)?;
         let config = flags.config(s3.endpoint_url());
         let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
-        let Some(config) = config else {
-            return Ok((s3, None));
-        };
-        let cache = BlockCache::open(config, self.metrics.clone())?;
-        Ok((Arc::new(CachedClient::new(s3, cache.clone())), Some(cache)))
+        Ok((s3, config))
     }
 
     fn s3(&self, engine: &PrefetchConfig) -> Result<S3Client> {

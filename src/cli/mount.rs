@@ -13,14 +13,10 @@ use super::report::Report;
 use super::{Context, interrupt};
 use crate::cache::BlockCache;
 use crate::error::{Error, Result};
-use crate::fastfile::fuse::{
-    self, Mount as Mounted, MountOptions, StrayOption, Unmounter, Windows,
-};
-use crate::fastfile::read::{OpenFiles, ReadConfig};
-use crate::fastfile::tree::{Namespace, Root};
+use crate::fastfile::FastFiles;
+use crate::fastfile::fuse::{self, Mount as Mounted, MountOptions, StrayOption, Unmounter};
+use crate::fastfile::read::ReadConfig;
 use crate::object::ObjectUri;
-use crate::prefetch::PrefetchConfig;
-use crate::runtime;
 
 /// What requests under way get to finish in after SIGTERM; files that are still open then lose their server.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
@@ -128,16 +124,24 @@ impl Mount {
     ) -> Result<(Mounted, Option<BlockCache>)> {
         let engine = self.engine.config()?;
         let (client, cache) = context.connect_cached(self.uri.scheme(), &engine, &self.cache)?;
-        let reads = reads(&engine, cache.as_ref());
-        let files = OpenFiles::new(client.clone(), reads, context.metrics.clone())?;
-        let namespace = runtime::handle().block_on(async {
-            let root = Root::resolve(&client, &self.uri).await?;
-            Namespace::start(&client, root).await
-        })?;
+        let reads = ReadConfig {
+            memory_bytes: engine.memory_bytes,
+            part_bytes: engine.part_bytes,
+            concurrency: engine.concurrency,
+            ..ReadConfig::default()
+        };
+        let mut files = FastFiles::builder(self.uri.clone())
+            .client(client)
+            .reads(reads)
+            .metrics(context.metrics.clone());
+        if let Some(cache) = cache {
+            files = files.cache(cache);
+        }
+        let files = files.open()?;
         make(&self.dir)?;
-        let source = Arc::new(Windows::new(files, cache.clone()));
-        let mounted = Mounted::start(namespace, source, &self.dir, options)?;
-        Ok((mounted, cache))
+        let (names, source) = (files.namespace().clone(), files.source().clone());
+        let mounted = Mounted::start(names, source, &self.dir, options)?;
+        Ok((mounted, files.cache().cloned()))
     }
 
     /// An option of `-o` that is a flag of ours.
@@ -165,25 +169,6 @@ impl Mount {
         }
         Ok(())
     }
-}
-
-/// The engine's settings, for reads at any offset.
-fn reads(engine: &PrefetchConfig, cache: Option<&BlockCache>) -> ReadConfig {
-    let mut config = ReadConfig {
-        memory_bytes: engine.memory_bytes,
-        part_bytes: engine.part_bytes,
-        concurrency: engine.concurrency,
-        over_cache: cache.is_some(),
-        ..ReadConfig::default()
-    };
-    if let Some(cache) = cache {
-        config.block_bytes = cache.block_bytes();
-    }
-    // A block is no larger than a part.
-    while config.block_bytes > config.part_bytes {
-        config.block_bytes /= 2;
-    }
-    config
 }
 
 /// Makes the directory. That it is there may show as an error: a mount whose server is gone.

@@ -1,6 +1,21 @@
 //! From errors to what a system call returns: one table.
 
+use std::io;
+
 use crate::error::Error;
+
+/// The error as file operations give it, with the kind that a file's would have and this one inside.
+pub fn to_io(error: Error) -> io::Error {
+    let kind = match error.root() {
+        Error::NotFound { .. } => io::ErrorKind::NotFound,
+        Error::Corrupt { .. } | Error::Protocol { .. } => io::ErrorKind::InvalidData,
+        _ => match errno(&error) {
+            libc::EIO => io::ErrorKind::Other,
+            errno => io::Error::from_raw_os_error(errno).kind(),
+        },
+    };
+    io::Error::new(kind, error)
+}
 
 /// The errno that a program on the mount sees for `error`.
 ///
@@ -92,6 +107,9 @@ mod tests {
         ];
         for (error, expected) in cases {
             assert_eq!(name(errno(&error)), expected, "{error}");
+            let io = to_io(error.clone());
+            assert_eq!(io.kind() == io::ErrorKind::Other, expected == "EIO", "{io}");
+            assert_eq!(io.to_string(), error.to_string());
         }
     }
 }

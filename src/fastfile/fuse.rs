@@ -17,7 +17,6 @@
 mod filesystem;
 mod opens;
 mod options;
-mod source;
 mod system;
 
 use std::path::{Path, PathBuf};
@@ -29,8 +28,8 @@ use super::tree::Namespace;
 use crate::error::{Error, Result};
 use filesystem::Files;
 
+pub use super::source::{OpenFile, Source, Windows};
 pub use options::{MountOptions, StrayOption};
-pub use source::{OpenFile, Source, Windows};
 pub use system::{is_mounted, unmount};
 
 /// Session threads: two at least, or a directory of a million names holds up a read; more than cores gave nothing.

@@ -30,6 +30,9 @@ use node::{Index, NONE, Node, Nodes, Texts};
 pub use listing::{Namespace, Root};
 pub use name::RESERVED;
 
+/// How far the next file is looked for: a microsecond or two.
+const MOST_STEPS: Index = 1024;
+
 /// A file or directory. The root is 1, as FUSE wants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ino(pub u64);
@@ -421,6 +424,19 @@ impl Tree {
             checksum_algorithm: node.algorithm(),
             checksum: None,
         })
+    }
+
+    /// The `n`-th file behind this one in the order of the listing, directories left out; `None` as well when a long row
+    /// of directories lies between.
+    pub fn file_behind(&self, ino: Ino, n: u64) -> Option<Ino> {
+        let from = ino.index()?.checked_add(1)?;
+        let to = from
+            .saturating_add(MOST_STEPS)
+            .min(self.nodes.len() as Index);
+        let is_file = |index: &Index| !self.nodes.at(*index).is_directory();
+        let files = (from..to).filter(is_file);
+        let nth = usize::try_from(n.checked_sub(1)?).ok()?;
+        files.map(Ino::of).nth(nth)
     }
 
     /// The directory in which it is; the root is in itself.

@@ -5,6 +5,7 @@ mod cache_policy;
 mod cli;
 mod conformance;
 mod fastfile;
+mod fastfile_files;
 mod fastfile_programs;
 mod fastfile_read;
 mod faults;

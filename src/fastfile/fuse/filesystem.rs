@@ -25,9 +25,9 @@ use tokio::runtime::Handle as Runtime;
 
 use super::opens::{Handle, Opens};
 use super::options::MountOptions;
-use super::source::{OpenFile, Source};
 use crate::error::Error;
 use crate::fastfile::errno;
+use crate::fastfile::source::{OpenFile, Source};
 use crate::fastfile::tree::{Attributes, Ino, Namespace, Step};
 use crate::object::ByteRange;
 use crate::runtime;
@@ -227,10 +227,13 @@ impl Shared {
         reply: ReplyOpen,
     ) {
         let decide = || self.backing(&whole?, &reply);
-        let (handle, backing) = self.opens.open(ino, file, decide);
+        let (handle, backing) = self.opens.open(ino, file.clone(), decide);
         let handle = FileHandle(handle);
         match backing {
-            Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
+            Some(backing) => {
+                reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+                file.bypassed();
+            }
             None => reply.opened(
                 handle,
                 FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
@@ -375,7 +378,7 @@ impl Filesystem for Files {
         let Some(object) = self.0.namespace.tree().object(ino) else {
             return reply.error(Errno::EISDIR);
         };
-        let file = match self.0.source.open(object) {
+        let file = match self.0.source.open(ino, object) {
             Ok(file) => file,
             Err(error) => return reply.error(failed("opening a file", &error, true)),
         };

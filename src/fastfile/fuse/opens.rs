@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::source::OpenFile;
+use crate::fastfile::source::OpenFile;
 use crate::fastfile::tree::Ino;
 
 /// An open file.

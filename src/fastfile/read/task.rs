@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::config::ReadConfig;
 use super::core::{Action, Arrived, Core, Fetch, Garbage, HandleId, Piece, Ticket};
-use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
+use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released, class_bytes};
 use crate::client::{GetMeta, ObjectClient};
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, Snapshot};
@@ -47,10 +47,11 @@ impl OpenFiles {
         config.validate()?;
         let budget = MemoryBudget::new(config.memory_bytes);
         let pool = BufferPool::new(config.memory_bytes, metrics.clone());
-        let core = Mutex::new(Core::new(config, budget.clone()));
+        let core = Mutex::new(Core::new(config.clone(), budget.clone()));
         let pid = std::process::id();
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             this: this.clone(),
+            config,
             core,
             client,
             pool,
@@ -98,6 +99,22 @@ impl OpenFiles {
             file.prefetch(&[ByteRange::new(0, file.size_bytes)]);
         }
         Ok(files)
+    }
+
+    /// Memory for bytes that are on their way elsewhere; beyond the budget if nothing of it is free.
+    pub(in crate::fastfile) fn buffer(&self, len: usize) -> PartBuf {
+        match self.0.budget.try_reserve(class_bytes(len as u64), 0) {
+            Some(reservation) => self.0.pool.part(reservation, len),
+            None => {
+                self.0.metrics.overdraft_bytes.add(len as u64);
+                PartBuf::heap(len)
+            }
+        }
+    }
+
+    /// How they are read.
+    pub fn config(&self) -> &ReadConfig {
+        &self.0.config
     }
 
     /// Where they are read from.
@@ -327,6 +344,7 @@ impl Arrived {
 
 struct Shared {
     this: Weak<Shared>,
+    config: ReadConfig,
     core: Mutex<Core>,
     client: Arc<dyn ObjectClient>,
     pool: BufferPool,

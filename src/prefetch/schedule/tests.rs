@@ -68,10 +68,7 @@ impl Sim {
         let mut issued = Vec::new();
         loop {
             for (sender, object) in self.feeds.values() {
-                let planned = Planned {
-                    id: object.clone(),
-                    algorithm: None,
-                };
+                let planned = Planned::whole(object.clone(), None);
                 // Full is fed enough.
                 let _ = sender.try_send(Feed::Object(planned));
             }
