@@ -53,6 +53,8 @@
 //! ```
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -207,23 +209,18 @@ impl BlockCache {
     /// has no room for new ones, and when the disk fails. Then the object is read without the cache. Blocks.
     pub fn entry(&self, id: &ObjectId) -> Result<Option<Arc<Entry>>> {
         let core = &self.shared.core;
-        let Some(identity) = Identity::of(id, &core.config.namespace) else {
+        let Some(head) = self.head(id) else {
             return Ok(None);
         };
-        let digest = identity.digest();
+        let digest = head.identity.digest();
         self.forget_evicted();
         if let Some(entry) = self.known(digest) {
             entry.touch();
             return Ok(Some(entry));
         }
-        let blocks = Blocks {
-            size_bytes: id.size_bytes.unwrap_or(0),
-            block_bytes: self.block_bytes(),
-        };
-        let head = Head { identity, blocks };
         let files = match core.store.find(digest, &head) {
             Ok(Some(files)) => Ok(files),
-            Ok(None) if self.turns_away(digest, blocks.size_bytes) => return Ok(None),
+            Ok(None) if self.turns_away(digest, head.blocks.size_bytes) => return Ok(None),
             Ok(None) => core.store.make(digest, head, core.clock()),
             Err(error) => Err(error),
         };
@@ -238,6 +235,43 @@ impl BlockCache {
                 Ok(None)
             }
         }
+    }
+
+    /// A file that holds the object whole, open for reading; `None` when something of it is missing. Nothing is made. As long
+    /// as the file is open, by whomever, eviction leaves it alone. After a reboot the blocks are verified first. Blocks.
+    pub fn whole_file(&self, id: &ObjectId) -> Option<File> {
+        let core = &self.shared.core;
+        let head = self.head(id)?;
+        let digest = head.identity.digest();
+        self.forget_evicted();
+        let entry = match self.known(digest) {
+            // It knows what the disk has failed to read.
+            Some(entry) => entry,
+            None => match core.store.find_whole(digest, &head) {
+                Ok(Some((file, used_at))) => {
+                    let gap = policy::pass_gap(core.capacity_bytes(), head.blocks.size_bytes);
+                    if core.clock().abs_diff(used_at) >= gap {
+                        // Notes the use.
+                        let _ = self.entry(id);
+                    }
+                    return Some(file);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+                // Suspect, damaged, partly there: whoever opens it looks closer.
+                _ => self.entry(id).ok()??,
+            },
+        };
+        entry.touch();
+        entry.complete()?.file().try_clone().ok()
+    }
+
+    fn head(&self, id: &ObjectId) -> Option<Head> {
+        let identity = Identity::of(id, &self.config().namespace)?;
+        let blocks = Blocks {
+            size_bytes: id.size_bytes?,
+            block_bytes: self.block_bytes(),
+        };
+        Some(Head { identity, blocks })
     }
 
     /// Whether no new entry is to be made. The use is remembered: it tells how long an epoch is.

@@ -117,7 +117,9 @@ fn device_of(dir: &Path) -> Outcome<u64> {
 }
 
 fn ours(endpoint: &Endpoint, prefix: &str, dir: &Path, cache: Option<&Path>) -> Command {
-    let mut command = standpipe("mount", endpoint, prefix, dir);
+    let uri = format!("s3://{BUCKET}/{prefix}");
+    let mut command = standpipe(&["mount", &uri], endpoint);
+    command.arg(dir);
     match cache {
         None => command.arg("--no-cache"),
         Some(cache) => command.arg("--cache").arg(cache),
@@ -125,13 +127,11 @@ fn ours(endpoint: &Endpoint, prefix: &str, dir: &Path, cache: Option<&Path>) -> 
     command
 }
 
-/// A subcommand that takes a URI and a folder.
-pub(crate) fn standpipe(name: &str, endpoint: &Endpoint, prefix: &str, dir: &Path) -> Command {
+/// A subcommand on the bench's server.
+pub(crate) fn standpipe(words: &[&str], endpoint: &Endpoint) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_standpipe"));
     command
-        .arg(name)
-        .arg(format!("s3://{BUCKET}/{prefix}"))
-        .arg(dir)
+        .args(words)
         .args(["--endpoint-url", &endpoint.url, "--region", "us-east-1"])
         .args(["--no-sign-request", "--quiet"]);
     command
@@ -172,7 +172,7 @@ fn s3fs(endpoint: &Endpoint, prefix: &str, dir: &Path) -> Command {
         .arg(dir)
         .args(["-f", "-o"])
         .arg(format!(
-            "ro,public_bucket=1,use_path_request_style,compat_dir,url={},multireq_max=20,parallel_count=16,stat_cache_expire=3600",
+            "ro,public_bucket=1,use_path_request_style,url={},multireq_max=20,parallel_count=16,stat_cache_expire=3600",
             endpoint.url
         ));
     command

@@ -130,6 +130,14 @@ impl Head {
         bytes
     }
 
+    /// Whether `found`, which ends where the records begin, is this head with whatever changes.
+    pub(super) fn is(&self, found: &[u8]) -> bool {
+        let expected = self.encode(0);
+        found.len() == expected.len()
+            && found[..USED_AT as usize] == expected[..USED_AT as usize]
+            && found[FIXED_BYTES..] == expected[FIXED_BYTES..]
+    }
+
     /// How long the identity behind these first [`FIXED_BYTES`] is, if they are a head's at all.
     pub(super) fn identity_bytes(fixed: &[u8]) -> Result<usize, String> {
         if fixed.len() < FIXED_BYTES || fixed[..8] != MAGIC {

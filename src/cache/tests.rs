@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use proptest::prelude::*;
+use rustix::fs::{FlockOperation, flock};
 
 use super::fail;
 use super::*;
@@ -151,6 +152,55 @@ fn a_whole_object_is_mapped_and_stays() {
     drop(mapping);
     assert_eq!(cache.clear().unwrap().entries, 1);
     assert_eq!(cache.stat().unwrap().disk_bytes, 0);
+}
+
+/// C14: a file is given only of what is whole, and stays while it is open; a look makes nothing.
+#[test]
+fn a_look_for_a_whole_file_makes_nothing_and_trusts_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("cache");
+    // Each cache is another process: it has not opened the entry.
+    let look = || open_after_boot(&dir, "one").whole_file(&id(1));
+    assert!(look().is_none());
+    assert_eq!(open_after_boot(&dir, "one").stat().unwrap().entries, 0);
+    let cache = open_after_boot(&dir, "one");
+    let entry = entry(&cache, 1);
+    for (block, bytes) in (0..).zip(content(1).chunks(BLOCK as usize)) {
+        assert!(look().is_none(), "before block {block}");
+        entry.publish(block * BLOCK, bytes).unwrap();
+    }
+    let path = entry.complete().unwrap().path();
+    drop(entry);
+    drop(cache);
+    let held = look().unwrap();
+    assert!(held.write_at(b"x", 0).is_err(), "open for reading only");
+    assert_eq!(
+        open_after_boot(&dir, "one").clear().unwrap().kept_entries,
+        1
+    );
+    let is_right = |file: File| {
+        let mut bytes = vec![0; SIZE as usize];
+        file.read_exact_at(&mut bytes, 0).is_ok() && bytes == content(1)
+    };
+    assert!(is_right(held));
+
+    // Another process is about to throw it out: that takes its name, not its bytes.
+    let evictor = File::open(&path).unwrap();
+    flock(&evictor, FlockOperation::NonBlockingLockExclusive).unwrap();
+    assert!(look().is_some_and(is_right));
+    drop(evictor);
+
+    // What another boot has stored is compared with its checksums first.
+    let damaged = File::options().write(true).open(&path).unwrap();
+    damaged.write_all_at(&[0; BLOCK as usize], BLOCK).unwrap();
+    let after = open_after_boot(&dir, "two");
+    assert!(after.whole_file(&id(1)).is_none());
+    assert_eq!(after.metrics().snapshot().cache_blocks_verified, 3);
+
+    // And a map of another length is none.
+    let map = File::options().write(true).open(path.with_file_name("map"));
+    map.unwrap().set_len(1).unwrap();
+    assert!(look().is_none());
 }
 
 #[test]

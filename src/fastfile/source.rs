@@ -143,10 +143,7 @@ impl OpenFile for Windowed {
     fn whole(&self) -> Option<File> {
         match &self.cache {
             // The descriptor carries the lock that keeps eviction away.
-            Some(cache) => {
-                let entry = cache.entry(&self.object.id).ok()??;
-                entry.complete()?.file().try_clone().ok()
-            }
+            Some(cache) => cache.whole_file(&self.object.id),
             None => self.local(),
         }
     }
