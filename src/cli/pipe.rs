@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::{self, BoxStream};
 use serde_json::json;
 
 use super::flags::EngineFlags;
@@ -18,6 +20,7 @@ use super::{Context, connect, interrupt};
 use crate::error::{Error, Result};
 use crate::input::{Channel, Lookup};
 use crate::metrics::Sink;
+use crate::object::ObjectMeta;
 use crate::pipe::{
     ChannelSummary, Failure, PipeChannel, PipeConfig, PipeServer, PipeSummary, Watch,
 };
@@ -64,15 +67,13 @@ impl Pipe {
             &config,
         )?;
         let engine = Prefetcher::new(client, config, context.metrics.clone())?;
-        for channel in &self.channel {
-            check(&engine, channel).inspect_err(|error| self.leave_word(channel, error))?;
-        }
+        let first_epochs = self.begin_listings(&engine)?;
         let totals: Vec<_> = self
             .channel
             .iter()
             .map(|_| EpochTotals::default())
             .collect();
-        let mut server = self.start(&engine, &totals, context)?;
+        let mut server = self.start(&engine, first_epochs, &totals, context)?;
         self.announce(context);
         let canceller = server.canceller();
         interrupt::listen(move || canceller.cancel())?;
@@ -90,6 +91,19 @@ impl Pipe {
             (_, Some(_)) => Err(Error::Cancelled),
             (summary, None) => Ok(report(&summary)),
         }
+    }
+
+    /// What the channels' first epochs read. They are looked at before anything is made, so that a wrong URI is told now
+    /// and not in an epoch that cannot end.
+    fn begin_listings(&self, engine: &Prefetcher) -> Result<Vec<Objects>> {
+        let listings = self.channel.iter().map(|channel| {
+            let objects = channel.source.objects(engine.client(), Lookup::Prefix);
+            begun(objects)
+        });
+        let listings = runtime::handle().block_on(join_all(listings));
+        let each = self.channel.iter().zip(listings);
+        each.map(|(channel, listing)| listing.inspect_err(|error| self.leave_word(channel, error)))
+            .collect()
     }
 
     /// Whoever waits for a FIFO finds the reason why it never comes.
@@ -121,6 +135,7 @@ impl Pipe {
     fn start(
         &self,
         engine: &Prefetcher,
+        first_epochs: Vec<Objects>,
         totals: &[EpochTotals],
         context: &Context,
     ) -> Result<PipeServer> {
@@ -131,8 +146,11 @@ impl Pipe {
         let channels: Result<Vec<_>> = self
             .channel
             .iter()
+            .zip(first_epochs)
             .zip(totals)
-            .map(|(channel, totals)| served(engine.clone(), channel.clone(), totals.clone()))
+            .map(|((channel, first), totals)| {
+                served(engine.clone(), channel.clone(), first, totals.clone())
+            })
             .collect();
         let (json, told, grace) = (
             context.output.json,
@@ -156,17 +174,28 @@ fn permissions(text: &str) -> std::result::Result<u32, String> {
     mode.ok_or_else(|| "not permissions: use octal digits, such as 0640".into())
 }
 
-/// Looks whether there is anything to serve, so that a wrong URI is told now and not in an epoch that cannot end.
-fn check(engine: &Prefetcher, channel: &Channel) -> Result<()> {
-    let mut objects = channel.source.objects(engine.client(), Lookup::Prefix);
-    runtime::handle().block_on(objects.next()).transpose()?;
-    Ok(())
+/// What a listing finds while it is read.
+type Objects = BoxStream<'static, Result<ObjectMeta>>;
+
+/// The same listing, of which it is known that it begins with an object.
+async fn begun(mut objects: Objects) -> Result<Objects> {
+    let first = objects.next().await.transpose()?;
+    Ok(stream::iter(first.map(Ok)).chain(objects).boxed())
 }
 
-/// Every epoch lists anew: it reads what is there when it begins.
-fn served(engine: Prefetcher, channel: Channel, totals: EpochTotals) -> Result<PipeChannel> {
+/// Every epoch lists anew: it reads what is there when it begins. The first was begun already: a second listing would
+/// be one more latency before its first byte.
+fn served(
+    engine: Prefetcher,
+    channel: Channel,
+    first: Objects,
+    totals: EpochTotals,
+) -> Result<PipeChannel> {
+    let begun = Mutex::new(Some(first));
     Ok(PipeChannel::new(channel.name.parse()?, move |epoch| {
-        let objects = channel.source.objects(engine.client(), Lookup::Prefix);
+        let listed = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let objects =
+            listed.unwrap_or_else(|| channel.source.objects(engine.client(), Lookup::Prefix));
         engine.read_all(totals.begin(epoch).counting(objects))
     }))
 }
