@@ -175,12 +175,12 @@ pub(crate) fn train(
     first_byte_only: bool,
     work_bytes_per_second: Option<u64>,
 ) -> Outcome<Sample> {
+    let dir = tempfile::tempdir()?;
     let meter = Meter::start(job.endpoint.pid);
     let metrics = Arc::new(Metrics::default());
     let client_ns = meter::now_ns();
     let client = job.connect(&metrics)?;
     let engine = engine(job, &client, &metrics)?;
-    let dir = tempfile::tempdir()?;
     let mut server = serve(&engine, prefix, dir.path())?;
     let seen = seen_by(spawn_reader(&Reading {
         paths: vec![dir.path().join("train_0")],
@@ -234,12 +234,12 @@ pub(crate) fn download_then_train(
     prefix: &str,
     work_bytes_per_second: Option<u64>,
 ) -> Outcome<Sample> {
+    let dir = tempfile::tempdir()?;
     let meter = Meter::start(job.endpoint.pid);
     let metrics = Arc::new(Metrics::default());
     let client_ns = meter::now_ns();
     let client = job.connect(&metrics)?;
     let engine = engine(job, &client, &metrics)?;
-    let dir = tempfile::tempdir()?;
     let paths = download(&engine, prefix, dir.path())?;
     let seen = seen_by(spawn_reader(&Reading {
         paths,

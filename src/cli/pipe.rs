@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use futures::StreamExt;
 use futures::future::join_all;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use serde_json::json;
 
 use super::flags::EngineFlags;
@@ -20,11 +20,10 @@ use super::{Context, connect, interrupt};
 use crate::error::{Error, Result};
 use crate::input::{Channel, Lookup};
 use crate::metrics::Sink;
-use crate::object::ObjectMeta;
 use crate::pipe::{
     ChannelSummary, Failure, PipeChannel, PipeConfig, PipeServer, PipeSummary, Watch,
 };
-use crate::prefetch::Prefetcher;
+use crate::prefetch::{ObjectReader, Prefetcher};
 use crate::runtime;
 
 const NOTES: &str = "\
@@ -67,12 +66,12 @@ impl Pipe {
             &config,
         )?;
         let engine = Prefetcher::new(client, config, context.metrics.clone())?;
-        let first_epochs = self.begin_listings(&engine)?;
         let totals: Vec<_> = self
             .channel
             .iter()
             .map(|_| EpochTotals::default())
             .collect();
+        let first_epochs = self.begin(&engine, &totals)?;
         let mut server = self.start(&engine, first_epochs, &totals, context)?;
         self.announce(context);
         let canceller = server.canceller();
@@ -93,16 +92,14 @@ impl Pipe {
         }
     }
 
-    /// What the channels' first epochs read. They are looked at before anything is made, so that a wrong URI is told now
-    /// and not in an epoch that cannot end.
-    fn begin_listings(&self, engine: &Prefetcher) -> Result<Vec<Objects>> {
-        let listings = self.channel.iter().map(|channel| {
-            let objects = channel.source.objects(engine.client(), Lookup::Prefix);
-            begun(objects)
-        });
-        let listings = runtime::handle().block_on(join_all(listings));
-        let each = self.channel.iter().zip(listings);
-        each.map(|(channel, listing)| listing.inspect_err(|error| self.leave_word(channel, error)))
+    /// Begins the channels' first epochs, before anything is made: a wrong URI is told now and not in an epoch that
+    /// cannot end, and nothing on disk is waited for between a listing and its first GET.
+    fn begin(&self, engine: &Prefetcher, totals: &[EpochTotals]) -> Result<Vec<ObjectReader>> {
+        let each = self.channel.iter().zip(totals);
+        let begun = each.map(|(channel, totals)| begin(engine, channel, totals));
+        let begun = runtime::handle().block_on(join_all(begun));
+        let each = self.channel.iter().zip(begun);
+        each.map(|(channel, begun)| begun.inspect_err(|error| self.leave_word(channel, error)))
             .collect()
     }
 
@@ -135,7 +132,7 @@ impl Pipe {
     fn start(
         &self,
         engine: &Prefetcher,
-        first_epochs: Vec<Objects>,
+        first_epochs: Vec<ObjectReader>,
         totals: &[EpochTotals],
         context: &Context,
     ) -> Result<PipeServer> {
@@ -174,28 +171,31 @@ fn permissions(text: &str) -> std::result::Result<u32, String> {
     mode.ok_or_else(|| "not permissions: use octal digits, such as 0640".into())
 }
 
-/// What a listing finds while it is read.
-type Objects = BoxStream<'static, Result<ObjectMeta>>;
-
-/// The same listing, of which it is known that it begins with an object.
-async fn begun(mut objects: Objects) -> Result<Objects> {
+/// The first epoch, when it is known that there is anything to serve.
+async fn begin(
+    engine: &Prefetcher,
+    channel: &Channel,
+    totals: &EpochTotals,
+) -> Result<ObjectReader> {
+    let mut objects = channel.source.objects(engine.client(), Lookup::Prefix);
     let first = objects.next().await.transpose()?;
-    Ok(stream::iter(first.map(Ok)).chain(objects).boxed())
+    let objects = stream::iter(first.map(Ok)).chain(objects).boxed();
+    engine.read_all(totals.begin(0).counting(objects))
 }
 
-/// Every epoch lists anew: it reads what is there when it begins. The first was begun already: a second listing would
-/// be one more latency before its first byte.
+/// Every epoch lists anew: it reads what is there when it begins. The first was begun already.
 fn served(
     engine: Prefetcher,
     channel: Channel,
-    first: Objects,
+    first: ObjectReader,
     totals: EpochTotals,
 ) -> Result<PipeChannel> {
     let begun = Mutex::new(Some(first));
     Ok(PipeChannel::new(channel.name.parse()?, move |epoch| {
-        let listed = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let objects =
-            listed.unwrap_or_else(|| channel.source.objects(engine.client(), Lookup::Prefix));
+        if let Some(reader) = begun.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(reader);
+        }
+        let objects = channel.source.objects(engine.client(), Lookup::Prefix);
         engine.read_all(totals.begin(epoch).counting(objects))
     }))
 }

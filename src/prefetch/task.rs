@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::config::PrefetchConfig;
 use super::plan::Lead;
 use super::reader::ObjectReader;
-use super::schedule::{Action, Completion, Core, Fetch, HeadCheck, StreamId, Ticket};
+use super::schedule::{Action, Completion, Core, Fetch, StreamId, Ticket};
 use super::stream::{Feed, Planned, Source, Take};
 use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
 use crate::checksum::Checksum;
@@ -247,6 +247,9 @@ impl Shared {
 
     /// Carries out what the core wants done, until it wants nothing.
     fn pump(self: &Arc<Self>) {
+        // Asked for behind the parts: whoever reads waits for those first, and the first of them takes the connection
+        // that the listing left.
+        let mut heads = Vec::new();
         loop {
             let action = self.lock().next_action(Instant::now());
             match action {
@@ -255,18 +258,13 @@ impl Shared {
                 Some(Action::Discard(leftovers)) => {
                     self.metrics.bytes_wasted.add(leftovers.discard())
                 }
-                Some(Action::Head(check)) => {
-                    let HeadCheck {
-                        stream,
-                        serial,
-                        uri,
-                        abort,
-                    } = check;
-                    let task = self.clone().check(stream, serial, uri);
-                    self.runtime.spawn(Abortable::new(task, abort));
-                }
+                Some(Action::Head(check)) => heads.push(check),
                 Some(Action::Fetch(fetch)) => self.fetch(fetch),
             }
+        }
+        for check in heads {
+            let task = self.clone().check(check.stream, check.serial, check.uri);
+            self.runtime.spawn(Abortable::new(task, check.abort));
         }
     }
 
