@@ -9,6 +9,7 @@ mod fastfile_files;
 mod fastfile_programs;
 mod fastfile_read;
 mod faults;
+mod first_part;
 mod fixtures;
 mod hostile;
 mod layering;
