@@ -15,6 +15,7 @@ use standpipe::prefetch::Prefetcher;
 
 use crate::job::{Client, Job, Sample};
 use crate::meter::{self, Meter};
+use crate::server::BUCKET;
 use crate::work::{engine, raw_reader};
 use crate::{Outcome, stack};
 
@@ -27,6 +28,8 @@ struct Reading {
     /// Read to their ends, one after another.
     paths: Vec<PathBuf>,
     first_byte_only: bool,
+    /// The FIFO is still to be made.
+    waits: bool,
     /// The pace of a consumer that does something with each MiB before it reads the next.
     work_bytes_per_second: Option<u64>,
 }
@@ -55,6 +58,9 @@ fn read(reading: &Reading) -> Outcome<Seen> {
     let mut buffer = vec![0; MIB];
     let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
     for path in &reading.paths {
+        while reading.waits && !path.exists() {
+            std::thread::sleep(Duration::from_micros(100));
+        }
         let mut file = File::open(path)?;
         loop {
             let n = file.read(&mut buffer)?;
@@ -169,21 +175,58 @@ pub(crate) fn train(
     first_byte_only: bool,
     work_bytes_per_second: Option<u64>,
 ) -> Outcome<Sample> {
+    let dir = tempfile::tempdir()?;
     let meter = Meter::start(job.endpoint.pid);
     let metrics = Arc::new(Metrics::default());
     let client_ns = meter::now_ns();
     let client = job.connect(&metrics)?;
     let engine = engine(job, &client, &metrics)?;
-    let dir = tempfile::tempdir()?;
     let mut server = serve(&engine, prefix, dir.path())?;
     let seen = seen_by(spawn_reader(&Reading {
         paths: vec![dir.path().join("train_0")],
         first_byte_only,
         work_bytes_per_second,
+        ..Reading::default()
     })?)?;
     let sample = sample(&meter, &seen, metrics.requests.get());
     server.wait()?;
     Ok(timed(sample, job, &seen, client_ns))
+}
+
+/// The first byte of `standpipe pipe`, the program that is built beside this one, since its start.
+pub(crate) fn command(job: &Job, prefix: &str) -> Outcome<Sample> {
+    let program = option_env!("CARGO_BIN_EXE_standpipe").ok_or("it needs the feature `cli`")?;
+    let dir = tempfile::tempdir()?;
+    let reader = spawn_reader(&Reading {
+        paths: vec![dir.path().join("train_0")],
+        first_byte_only: true,
+        waits: true,
+        ..Reading::default()
+    })?;
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .arg("pipe")
+        .arg(format!("--channel=train=s3://{BUCKET}/{prefix}"))
+        .arg("--dir")
+        .arg(dir.path())
+        .args(["--epochs=1", "--no-sign-request", "--region=us-east-1"])
+        .arg(format!("--endpoint-url={}", job.endpoint.url));
+    if let Some(ca_file) = &job.endpoint.ca_file {
+        command.arg("--ca-bundle").arg(ca_file);
+    }
+    let meter = Meter::start(job.endpoint.pid);
+    let started_ns = meter::now_ns();
+    let mut program = command.stderr(Stdio::inherit()).spawn()?;
+    let seen = seen_by(reader);
+    program.kill()?;
+    program.wait()?;
+    let seen = seen?;
+    let started = Job {
+        started_ns,
+        ..job.clone()
+    };
+    Ok(timed(sample(&meter, &seen, 0), &started, &seen, started_ns))
 }
 
 pub(crate) fn download_then_train(
@@ -191,17 +234,17 @@ pub(crate) fn download_then_train(
     prefix: &str,
     work_bytes_per_second: Option<u64>,
 ) -> Outcome<Sample> {
+    let dir = tempfile::tempdir()?;
     let meter = Meter::start(job.endpoint.pid);
     let metrics = Arc::new(Metrics::default());
     let client_ns = meter::now_ns();
     let client = job.connect(&metrics)?;
     let engine = engine(job, &client, &metrics)?;
-    let dir = tempfile::tempdir()?;
     let paths = download(&engine, prefix, dir.path())?;
     let seen = seen_by(spawn_reader(&Reading {
         paths,
-        first_byte_only: false,
         work_bytes_per_second,
+        ..Reading::default()
     })?)?;
     let sample = sample(&meter, &seen, metrics.requests.get());
     Ok(timed(sample, job, &seen, client_ns))

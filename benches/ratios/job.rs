@@ -49,7 +49,9 @@ pub(crate) enum Work {
         first_byte_only: bool,
         work_bytes_per_second: Option<u64>,
     },
-    /// The same by way of the disk.
+    /// The first byte of the built command, as a user starts it.
+    Command { prefix: String },
+    /// `Train` by way of the disk.
     DownloadThenTrain {
         prefix: String,
         work_bytes_per_second: Option<u64>,
@@ -186,6 +188,7 @@ impl Job {
                 first_byte_only,
                 work_bytes_per_second,
             } => fifo::train(&job, prefix, *first_byte_only, *work_bytes_per_second),
+            Work::Command { prefix } => fifo::command(&job, prefix),
             Work::DownloadThenTrain {
                 prefix,
                 work_bytes_per_second,

@@ -16,6 +16,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[path = "../support/raw.rs"]
+mod raw;
 #[path = "../support/server.rs"]
 mod server;
 #[path = "../support/stack.rs"]

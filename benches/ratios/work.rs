@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fake_s3::raw::{self, Order, RawReader};
+use fake_s3::raw::{Order, RawReader, fetch_objects, small_requests};
 use standpipe::buffer::PartBuf;
 use standpipe::client::ObjectClient;
 use standpipe::metrics::Metrics;
@@ -11,6 +11,7 @@ use standpipe::prefetch::{PrefetchConfig, Prefetcher};
 
 use crate::job::{Client, Job, Sample};
 use crate::meter::{self, Meter};
+use crate::raw::Raw;
 use crate::server::BUCKET;
 use crate::{Outcome, stack};
 
@@ -113,7 +114,7 @@ pub(crate) fn small(job: &Job, key: &str, size_bytes: u64, requests: u64) -> Out
     if job.task.client == Client::Raw {
         let path = format!("/{BUCKET}/{key}");
         let meter = Meter::start(server);
-        let bytes = raw::small_requests(
+        let bytes = small_requests(
             job.endpoint.addr,
             &path,
             size_bytes,
@@ -186,7 +187,7 @@ pub(crate) fn objects(job: &Job, prefix: &str, size_bytes: u64, count: u64) -> O
             .map(|i| format!("/{BUCKET}/{prefix}{i:06}"))
             .collect();
         let meter = Meter::start(server);
-        raw::fetch_objects(
+        fetch_objects(
             job.endpoint.addr,
             &paths,
             size_bytes,
@@ -214,7 +215,7 @@ pub(crate) fn objects(job: &Job, prefix: &str, size_bytes: u64, count: u64) -> O
     ))
 }
 
-/// One small GET by raw sockets, on a new connection. Its times begin where those of [`Work::Train`] begin: with the
+/// One small GET by raw sockets (over TLS: rustls on one), on a new connection. Its times begin where those of [`Work::Train`] begin: with the
 /// process, and with what a client does first.
 ///
 /// [`Work::Train`]: crate::job::Work::Train
@@ -222,7 +223,9 @@ pub(crate) fn first_byte(job: &Job, key: &str) -> Outcome<Sample> {
     let mut meter = Meter::start(job.endpoint.pid);
     let client_ns = meter::now_ns();
     let mut first_ns = 0;
-    let bytes = raw_reader(job, key, job.task.part_bytes)?.read(|_| {
+    let part_bytes = job.task.part_bytes;
+    let mut raw = Raw::connect(&job.endpoint, key, part_bytes, part_bytes, 1)?;
+    let bytes = raw.read(|_| {
         first_ns = meter::now_ns();
         meter.byte_seen();
     })?;

@@ -258,7 +258,7 @@ fn read_all(engine: &Prefetcher, sources: Vec<Source>, cache: &BlockCache) -> Re
     // Listed, because only what is pinned to a version is kept.
     let objects =
         stream::iter(sources).flat_map(move |source| source.objects(&client, Lookup::ListFirst));
-    let mut reader = engine.read_all(objects.boxed())?.blocking();
+    let mut reader = engine.read_each(objects.boxed())?.blocking();
     let (mut count, mut bytes) = (0, 0);
     while let Some(chunk) = reader.next_chunk()? {
         bytes += chunk.bytes.len() as u64;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -11,7 +11,6 @@ use super::daemon::{self, Readiness};
 use super::flags::{CacheFlags, EngineFlags};
 use super::report::Report;
 use super::{Context, interrupt};
-use crate::cache::BlockCache;
 use crate::error::{Error, Result};
 use crate::fastfile::FastFiles;
 use crate::fastfile::fuse::{self, Mount as Mounted, MountOptions, StrayOption, Unmounter};
@@ -83,12 +82,14 @@ impl Mount {
             metrics: context.metrics.clone(),
             ..context.at(source)
         };
-        // Before the mount can be seen, so that no signal finds nobody listening.
-        let unmounter = Arc::new(OnceLock::<Unmounter>::new());
-        let mounted = unmounter.clone();
+        // Before the mount can be seen, so that no signal finds nobody listening; held while the mount is made, so that
+        // none leaves half of it behind.
+        let place = Arc::new(Mutex::new(None::<Unmounter>));
+        let mounted = place.clone();
         interrupt::listen(move || {
             let exit = || -> ! { std::process::exit(interrupt::exit_code().map_or(1, i32::from)) };
-            let Some(unmounter) = mounted.get() else {
+            let unmounter = mounted.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(unmounter) = &*unmounter else {
                 exit();
             };
             unmounter.detach();
@@ -97,8 +98,13 @@ impl Mount {
                 exit();
             });
         })?;
-        let (mounted, cache) = self.start(&context, &options)?;
-        let _ = unmounter.set(mounted.unmounter());
+        let files = self.files(&context)?;
+        let mounted = {
+            let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+            let mounted = self.mount(&files, &options)?;
+            *place = Some(mounted.unmounter());
+            mounted
+        };
         if context.shows_progress() && !self.daemon {
             eprintln!(
                 "standpipe: {} is mounted at {}; Ctrl-C unmounts",
@@ -109,7 +115,7 @@ impl Mount {
         ready.tell();
         mounted.wait()?;
         // What is not written by then is fetched again.
-        if let Some(cache) = cache {
+        if let Some(cache) = files.cache() {
             cache.flush(LAST_REQUESTS);
         }
         match interrupt::exit_code() {
@@ -118,11 +124,7 @@ impl Mount {
         }
     }
 
-    fn start(
-        &self,
-        context: &Context,
-        options: &MountOptions,
-    ) -> Result<(Mounted, Option<BlockCache>)> {
+    fn files(&self, context: &Context) -> Result<FastFiles> {
         let engine = self.engine.config()?;
         let (client, cache) = context.connect_cached(self.uri.scheme(), &engine, &self.cache)?;
         let reads = ReadConfig {
@@ -138,11 +140,13 @@ impl Mount {
         if let Some(cache) = cache {
             files = files.cache(cache);
         }
-        let files = files.open()?;
+        files.open()
+    }
+
+    fn mount(&self, files: &FastFiles, options: &MountOptions) -> Result<Mounted> {
         make(&self.dir)?;
         let (names, source) = (files.namespace().clone(), files.source().clone());
-        let mounted = Mounted::start(names, source, &self.dir, options)?;
-        Ok((mounted, files.cache().cloned()))
+        Mounted::start(names, source, &self.dir, options)
     }
 
     /// An option of `-o` that is a flag of ours.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream;
 use serde_json::json;
 
 use super::flags::EngineFlags;
@@ -21,7 +23,7 @@ use crate::metrics::Sink;
 use crate::pipe::{
     ChannelSummary, Failure, PipeChannel, PipeConfig, PipeServer, PipeSummary, Watch,
 };
-use crate::prefetch::Prefetcher;
+use crate::prefetch::{ObjectReader, Prefetcher};
 use crate::runtime;
 
 const NOTES: &str = "\
@@ -64,15 +66,13 @@ impl Pipe {
             &config,
         )?;
         let engine = Prefetcher::new(client, config, context.metrics.clone())?;
-        for channel in &self.channel {
-            check(&engine, channel).inspect_err(|error| self.leave_word(channel, error))?;
-        }
         let totals: Vec<_> = self
             .channel
             .iter()
             .map(|_| EpochTotals::default())
             .collect();
-        let mut server = self.start(&engine, &totals, context)?;
+        let first_epochs = self.begin(&engine, &totals)?;
+        let mut server = self.start(&engine, first_epochs, &totals, context)?;
         self.announce(context);
         let canceller = server.canceller();
         interrupt::listen(move || canceller.cancel())?;
@@ -90,6 +90,17 @@ impl Pipe {
             (_, Some(_)) => Err(Error::Cancelled),
             (summary, None) => Ok(report(&summary)),
         }
+    }
+
+    /// Begins the channels' first epochs, before anything is made: a wrong URI is told now and not in an epoch that
+    /// cannot end, and nothing on disk is waited for between a listing and its first GET.
+    fn begin(&self, engine: &Prefetcher, totals: &[EpochTotals]) -> Result<Vec<ObjectReader>> {
+        let each = self.channel.iter().zip(totals);
+        let begun = each.map(|(channel, totals)| begin(engine, channel, totals));
+        let begun = runtime::handle().block_on(join_all(begun));
+        let each = self.channel.iter().zip(begun);
+        each.map(|(channel, begun)| begun.inspect_err(|error| self.leave_word(channel, error)))
+            .collect()
     }
 
     /// Whoever waits for a FIFO finds the reason why it never comes.
@@ -121,6 +132,7 @@ impl Pipe {
     fn start(
         &self,
         engine: &Prefetcher,
+        first_epochs: Vec<ObjectReader>,
         totals: &[EpochTotals],
         context: &Context,
     ) -> Result<PipeServer> {
@@ -131,8 +143,11 @@ impl Pipe {
         let channels: Result<Vec<_>> = self
             .channel
             .iter()
+            .zip(first_epochs)
             .zip(totals)
-            .map(|(channel, totals)| served(engine.clone(), channel.clone(), totals.clone()))
+            .map(|((channel, first), totals)| {
+                served(engine.clone(), channel.clone(), first, totals.clone())
+            })
             .collect();
         let (json, told, grace) = (
             context.output.json,
@@ -156,16 +171,30 @@ fn permissions(text: &str) -> std::result::Result<u32, String> {
     mode.ok_or_else(|| "not permissions: use octal digits, such as 0640".into())
 }
 
-/// Looks whether there is anything to serve, so that a wrong URI is told now and not in an epoch that cannot end.
-fn check(engine: &Prefetcher, channel: &Channel) -> Result<()> {
+/// The first epoch, when it is known that there is anything to serve.
+async fn begin(
+    engine: &Prefetcher,
+    channel: &Channel,
+    totals: &EpochTotals,
+) -> Result<ObjectReader> {
     let mut objects = channel.source.objects(engine.client(), Lookup::Prefix);
-    runtime::handle().block_on(objects.next()).transpose()?;
-    Ok(())
+    let first = objects.next().await.transpose()?;
+    let objects = stream::iter(first.map(Ok)).chain(objects).boxed();
+    engine.read_all(totals.begin(0).counting(objects))
 }
 
-/// Every epoch lists anew: it reads what is there when it begins.
-fn served(engine: Prefetcher, channel: Channel, totals: EpochTotals) -> Result<PipeChannel> {
+/// Every epoch lists anew: it reads what is there when it begins. The first was begun already.
+fn served(
+    engine: Prefetcher,
+    channel: Channel,
+    first: ObjectReader,
+    totals: EpochTotals,
+) -> Result<PipeChannel> {
+    let begun = Mutex::new(Some(first));
     Ok(PipeChannel::new(channel.name.parse()?, move |epoch| {
+        if let Some(reader) = begun.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(reader);
+        }
         let objects = channel.source.objects(engine.client(), Lookup::Prefix);
         engine.read_all(totals.begin(epoch).counting(objects))
     }))

@@ -86,7 +86,7 @@ impl Lane {
                     .push_back(item);
                 Some((Ok(meta), (received, taken)))
             });
-        let reader = engine.read_all(objects.boxed())?.blocking();
+        let reader = engine.read_each(objects.boxed())?.blocking();
         let lane = Self {
             queue,
             begun,

@@ -78,8 +78,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ChannelWriter {
-    /// Makes the first FIFO and begins to read ahead.
-    pub(super) fn new(channel: PipeChannel, shared: Arc<Shared>) -> Result<Self> {
+    /// Makes the first FIFO, for what `feed` has begun to read.
+    pub(super) fn new(channel: PipeChannel, feed: Feed, shared: Arc<Shared>) -> Result<Self> {
         let (life, steps) = Lifecycle::start(shared.config.epochs);
         let now = Instant::now();
         let summary = ChannelSummary::new(channel.name.clone());
@@ -90,7 +90,7 @@ impl ChannelWriter {
             summary: Arc::new(Mutex::new(summary)),
             life,
             fifos: BTreeMap::new(),
-            feeds: BTreeMap::new(),
+            feeds: BTreeMap::from([(0, feed)]),
             sink: None,
             progress: Progress::default(),
             opened: now,
@@ -347,7 +347,10 @@ impl ChannelWriter {
                     self.fifos.insert(n, fifo);
                 }
                 Step::ReadAhead(n) => {
-                    self.feeds.insert(n, Feed::new((self.source)(n)));
+                    let source = &self.source;
+                    self.feeds
+                        .entry(n)
+                        .or_insert_with(|| Feed::new((source)(n)));
                 }
                 Step::Stop(n) => drop(self.feeds.remove(&n)),
                 Step::Unlink(n) => drop(self.fifos.remove(&n)),

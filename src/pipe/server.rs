@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::attendance::Attendance;
 use super::cancel::Canceller;
 use super::channel::{ChannelWriter, Shared, lock};
+use super::feed::Feed;
 use super::fifo;
 use super::lock::DirLock;
 use super::name::{ChannelName, check_names};
@@ -60,6 +61,11 @@ impl PipeServer {
             return Err(Error::config("channel", "none is given: name at least one"));
         }
         check_names(channels.iter().map(|channel| &channel.name))?;
+        // First of all: the listings are on their way while the directory is made.
+        let feeds: Vec<_> = channels
+            .iter()
+            .map(|channel| Feed::new((channel.source)(0)))
+            .collect();
         std::fs::create_dir_all(&config.dir).map_err(|error| Error::io(&config.dir, error))?;
         let dir_lock = DirLock::take(&config.dir)?;
         for channel in &channels {
@@ -75,7 +81,8 @@ impl PipeServer {
         });
         let writers: Vec<_> = channels
             .into_iter()
-            .map(|channel| ChannelWriter::new(channel, shared.clone()))
+            .zip(feeds)
+            .map(|(channel, feed)| ChannelWriter::new(channel, feed, shared.clone()))
             .collect::<Result<_>>()?;
         Self::spawn(writers, shared, dir_lock)
     }

@@ -8,7 +8,7 @@ use std::task::Waker;
 use futures::future::{AbortHandle, AbortRegistration};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
-use super::plan::Grid;
+use super::plan::{Grid, Lead};
 use super::queue::{PartQueue, Taken};
 use super::verify::{Verdict, Verifier, unverifiable};
 use super::window::ReadWindow;
@@ -55,6 +55,8 @@ pub(super) struct Source {
     pub(super) feed: mpsc::Receiver<Feed>,
     /// Tells the lister that the stream had nothing to plan.
     pub(super) starved: Arc<AtomicBool>,
+    /// How its next object begins.
+    pub(super) lead: Lead,
     pub(super) lister: AbortHandle,
 }
 
@@ -67,6 +69,8 @@ pub(super) struct Piece {
     pub(super) range: ByteRange,
     /// The CRC to keep, when the object is verified over its parts.
     pub(super) algorithm: Option<ChecksumAlgorithm>,
+    /// The stream's first bytes are in it.
+    pub(super) leads: bool,
 }
 
 impl Piece {
@@ -190,6 +194,7 @@ enum Revoked {
 struct Cursor {
     object: Arc<ObjectId>,
     algorithm: Option<ChecksumAlgorithm>,
+    lead: Lead,
     serial: u64,
     next: u64,
     /// The first part of an object of unknown size or version is under way; its answer pins the object.
@@ -299,13 +304,14 @@ impl Stream {
             None => {}
         }
         let cursor = self.cursor.as_ref().filter(|cursor| !cursor.discovering)?;
-        let range = grid.part_at(cursor.next, cursor.size_bytes(), cursor.serial == 0);
+        let range = grid.part_at(cursor.next, cursor.size_bytes(), cursor.lead);
         let algorithm = cursor.algorithm.filter(|_| !cursor.object.is_whole(range));
         Some(Piece {
             object: cursor.object.clone(),
             serial: cursor.serial,
             range,
             algorithm,
+            leads: cursor.lead != Lead::Not && range.start == 0,
         })
     }
 
@@ -442,9 +448,18 @@ impl Stream {
             .algorithm
             .or(usual)
             .filter(|_| policy != ChecksumPolicy::Off);
+        // The first that has bytes: many prefixes begin with an empty object that stands for a directory.
+        let lead = match std::mem::replace(&mut self.source.lead, Lead::Not) {
+            Lead::Not => Lead::Not,
+            _ if !object.is_pinned() => Lead::Blind,
+            // A small object whose checksum no listing told is fetched whole: only that answer may tell it.
+            Lead::Any if algorithm.is_none() && policy != ChecksumPolicy::Off => Lead::Large,
+            lead => lead,
+        };
         let cursor = Cursor {
             object,
             algorithm,
+            lead,
             serial,
             next: planned.start,
             discovering: false,
@@ -452,7 +467,7 @@ impl Stream {
         if planned.start > 0 {
             self.verifier = Verifier::after(planned.before);
         }
-        let first = grid.part_at(planned.start, cursor.size_bytes(), serial == 0);
+        let first = grid.part_at(planned.start, cursor.size_bytes(), lead);
         let in_parts = planned.start > 0 || first.end < cursor.size_bytes();
         let head = (in_parts && algorithm.is_some()).then(|| {
             let (abort, registration) = AbortHandle::new_pair();

@@ -14,8 +14,9 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::config::PrefetchConfig;
+use super::plan::Lead;
 use super::reader::ObjectReader;
-use super::schedule::{Action, Completion, Core, Fetch, HeadCheck, StreamId, Ticket};
+use super::schedule::{Action, Completion, Core, Fetch, StreamId, Ticket};
 use super::stream::{Feed, Planned, Source, Take};
 use crate::buffer::{BufferPool, MemoryBudget, PartBuf, Released};
 use crate::checksum::Checksum;
@@ -119,7 +120,7 @@ impl Prefetcher {
     pub fn read(&self, id: ObjectId) -> Result<ObjectReader> {
         let largest = id.size_bytes.unwrap_or(u64::MAX).max(1);
         let planned = Planned::whole(id, None);
-        self.open(stream::iter([Ok(planned)]).boxed(), largest)
+        self.open(stream::iter([Ok(planned)]).boxed(), Lead::Large, largest)
     }
 
     /// Reads one object from byte `start` on, for a consumer that has the bytes before already. `before` is their CRC,
@@ -148,11 +149,18 @@ impl Prefetcher {
             start,
             before,
         };
-        self.open(stream::iter([Ok(planned)]).boxed(), left.max(1))
+        self.open(
+            stream::iter([Ok(planned)]).boxed(),
+            Lead::Large,
+            left.max(1),
+        )
     }
 
     /// Reads many objects back to back, in the order in which `objects` yields them; reading starts before the
     /// listing ends. An error of the listing is delivered after the bytes of the objects before it.
+    ///
+    /// The first object is fetched in parts even if it is small, so that its first bytes come one latency after the
+    /// request, and verified like a large one (with a HEAD).
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -160,14 +168,35 @@ impl Prefetcher {
         &self,
         objects: BoxStream<'static, Result<ObjectMeta>>,
     ) -> Result<ObjectReader> {
+        self.read_with(objects, Lead::Any)
+    }
+
+    /// The same for a consumer to whom an early first byte is worth no request: every object of at most a MiB is
+    /// fetched whole, the first one, too.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_each(
+        &self,
+        objects: BoxStream<'static, Result<ObjectMeta>>,
+    ) -> Result<ObjectReader> {
+        self.read_with(objects, Lead::Large)
+    }
+
+    fn read_with(
+        &self,
+        objects: BoxStream<'static, Result<ObjectMeta>>,
+        lead: Lead,
+    ) -> Result<ObjectReader> {
         let planned =
             objects.map(|meta| meta.map(|meta| Planned::whole(meta.id, meta.checksum_algorithm)));
-        self.open(planned.boxed(), u64::MAX)
+        self.open(planned.boxed(), lead, u64::MAX)
     }
 
     fn open(
         &self,
         objects: BoxStream<'static, Result<Planned>>,
+        lead: Lead,
         largest_part_bytes: u64,
     ) -> Result<ObjectReader> {
         let (sender, feed) = mpsc::channel(LISTED_AHEAD);
@@ -177,6 +206,7 @@ impl Prefetcher {
         let source = Source {
             feed,
             starved: starved.clone(),
+            lead,
             lister,
         };
         let id = self.0.lock().open(source, largest_part_bytes)?;
@@ -217,6 +247,9 @@ impl Shared {
 
     /// Carries out what the core wants done, until it wants nothing.
     fn pump(self: &Arc<Self>) {
+        // Asked for behind the parts: whoever reads waits for those first, and the first of them takes the connection
+        // that the listing left.
+        let mut heads = Vec::new();
         loop {
             let action = self.lock().next_action(Instant::now());
             match action {
@@ -225,18 +258,13 @@ impl Shared {
                 Some(Action::Discard(leftovers)) => {
                     self.metrics.bytes_wasted.add(leftovers.discard())
                 }
-                Some(Action::Head(check)) => {
-                    let HeadCheck {
-                        stream,
-                        serial,
-                        uri,
-                        abort,
-                    } = check;
-                    let task = self.clone().check(stream, serial, uri);
-                    self.runtime.spawn(Abortable::new(task, abort));
-                }
+                Some(Action::Head(check)) => heads.push(check),
                 Some(Action::Fetch(fetch)) => self.fetch(fetch),
             }
+        }
+        for check in heads {
+            let task = self.clone().check(check.stream, check.serial, check.uri);
+            self.runtime.spawn(Abortable::new(task, check.abort));
         }
     }
 
@@ -255,7 +283,7 @@ impl Shared {
         if let Some(algorithm) = ticket.piece.algorithm {
             buf.start_digest(algorithm);
         }
-        let leads = ticket.piece.serial == 0 && ticket.piece.range.start == 0;
+        let leads = ticket.piece.leads;
         let task = FetchTask {
             shared: self.clone(),
             ticket,

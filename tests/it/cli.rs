@@ -1106,6 +1106,13 @@ fn pipe_serves_an_unmodified_reader() {
         }
     }
     let output = ended(child);
+    // Each epoch lists once: the look before the first FIFO is made is the first epoch's listing.
+    for prefix in ["dir/", "s-"] {
+        let lists = requests(&server)
+            .into_iter()
+            .filter(|(what, key)| *what == Operation::List && key == prefix);
+        assert_eq!(lists.count(), 2, "{prefix}");
+    }
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(summary["channels"][0]["epochs"], 2);
     assert_eq!(summary["bytes"], 2 * (17 + 13));

@@ -11,6 +11,7 @@ mod fastfile_model;
 mod fastfile_programs;
 mod fastfile_read;
 mod faults;
+mod first_part;
 mod fixtures;
 mod hostile;
 mod layering;

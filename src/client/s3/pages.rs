@@ -1,7 +1,8 @@
 //! A listing as a stream: while one page is being consumed, the next is on its way.
 //!
 //! A listing of a million keys is a thousand requests in a row, each with the token of the one before; a page ahead
-//! hides their latency behind the work on the page at hand. After an error that may pass, the stream stays where it
+//! hides their latency behind the work on the page at hand. It is asked for when the first entry has been worked on: the
+//! GET of a stream's first object goes out on the connection that the first page leaves. After an error that may pass, the stream stays where it
 //! is: the next poll asks for the same page again. Any other error ends it.
 
 use std::collections::VecDeque;
@@ -24,6 +25,8 @@ pub(super) type Fetch =
 struct Listing {
     fetch: Fetch,
     entries: VecDeque<ListEntry>,
+    /// None of them has been given out.
+    is_fresh: bool,
     next: Next,
 }
 
@@ -40,6 +43,7 @@ pub(super) fn stream(fetch: Fetch) -> BoxStream<'static, Result<ListEntry>> {
     let listing = Listing {
         fetch,
         entries: VecDeque::new(),
+        is_fresh: false,
         next: Next::Ask(None),
     };
     stream::unfold(listing, |mut listing| {
@@ -52,6 +56,7 @@ impl Listing {
     async fn step(&mut self) -> Option<Result<ListEntry>> {
         loop {
             if let Some(entry) = self.entries.pop_front() {
+                self.ask_ahead();
                 return Some(Ok(entry));
             }
             match std::mem::replace(&mut self.next, Next::End) {
@@ -78,8 +83,20 @@ impl Listing {
 
     fn turn(&mut self, page: Page) {
         self.entries = page.entries.into();
+        self.is_fresh = true;
         if page.next_token.is_some() {
-            self.ask(page.next_token);
+            self.next = Next::Ask(page.next_token);
+        }
+    }
+
+    /// Asks for the next page, but not before the first entry of this one.
+    fn ask_ahead(&mut self) {
+        if std::mem::take(&mut self.is_fresh) {
+            return;
+        }
+        if let Next::Ask(token) = &mut self.next {
+            let token = token.take();
+            self.ask(token);
         }
     }
 }
@@ -143,11 +160,18 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(
             asked.load(Ordering::SeqCst),
+            1,
+            "first the work on the first entry"
+        );
+        assert_eq!(stream.next().await.unwrap().unwrap(), entry(1));
+        tokio::task::yield_now().await;
+        assert_eq!(
+            asked.load(Ordering::SeqCst),
             2,
             "the page at hand and one ahead"
         );
         let rest: Vec<_> = stream.map(Result::unwrap).collect().await;
-        assert_eq!(rest, (1..2 * PAGES).map(entry).collect::<Vec<_>>());
+        assert_eq!(rest, (2..2 * PAGES).map(entry).collect::<Vec<_>>());
         assert_eq!(asked.load(Ordering::SeqCst), PAGES);
     }
 

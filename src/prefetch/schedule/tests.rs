@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::object::ObjectId;
+use crate::prefetch::plan::Lead;
 use crate::prefetch::stream::{Feed, Planned};
 
 const PART_BYTES: u64 = 1 << 20;
@@ -49,6 +50,7 @@ impl Sim {
         let source = Source {
             feed,
             starved: Arc::new(AtomicBool::new(true)),
+            lead: Lead::Large,
             lister: AbortHandle::new_pair().0,
         };
         let id = self.core.open(source, u64::MAX).unwrap();
