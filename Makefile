@@ -27,10 +27,10 @@ bench: ## measure this machine: criterion benches with their baselines in the sa
 	@sh scripts/setup build
 	cargo bench --locked --workspace --all-features --bench '*'
 
-bench-fastfile: ## the mount beside rclone, s3fs and local files; the numbers and the picture go to bench-out (release build)
+bench-fastfile: ## the mount beside rclone, s3fs and local files, into bench-out; ARGS="--quick --row files" for less (release build)
 	@sh scripts/setup peers
 	@mkdir -p bench-out
-	cargo bench --locked --workspace --all-features --bench fastfile -- \
+	cargo bench --locked --workspace --all-features --bench fastfile -- $(ARGS) \
 	    --json $(CURDIR)/bench-out/fastfile.json --svg $(CURDIR)/bench-out/fastfile.svg
 
 soak: setup ## SOAK_BYTES=100GiB under a 5 % fault rate, cat and pipe, plain and TLS, in minutes (release build)

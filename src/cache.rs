@@ -83,13 +83,14 @@ mod writer;
 
 pub use client::CachedClient;
 pub use config::CacheConfig;
-pub use entry::{CompleteEntry, Entry, Mapping, Published};
+pub use entry::{CompleteEntry, Entry, Hold, Mapping, Published};
 
 use blocks::Blocks;
 use core::Core;
 use fork::PerProcess;
 use ghosts::Ghosts;
 use head::{Digest, Head, Identity};
+use store::Look;
 use writer::{Room, Writers};
 
 /// How long open entries are used without a look whether they were evicted: 256 `fstat`s take 50 us.
@@ -121,6 +122,17 @@ struct Own {
 struct Handle {
     entry: Arc<Entry>,
     looked_up: Instant,
+}
+
+/// What a look that does not wait has seen of an object.
+#[derive(Debug)]
+pub enum Glance {
+    /// A file that holds it whole, as [`BlockCache::whole_file`] gives it.
+    Whole(File),
+    /// Something of it is missing.
+    NotWhole,
+    /// The disk would have to be asked.
+    Unknown,
 }
 
 /// What is in a cache.
@@ -247,7 +259,7 @@ impl BlockCache {
         let entry = match self.known(digest) {
             // It knows what the disk has failed to read.
             Some(entry) => entry,
-            None => match core.store.find_whole(digest, &head) {
+            None => match core.store.find_whole(digest, &head, Look::Patient) {
                 Ok(Some((file, used_at))) => {
                     let gap = policy::pass_gap(core.capacity_bytes(), head.blocks.size_bytes);
                     if core.clock().abs_diff(used_at) >= gap {
@@ -263,6 +275,31 @@ impl BlockCache {
         };
         entry.touch();
         entry.complete()?.file().try_clone().ok()
+    }
+
+    /// The same, as far as it can be told without waiting for the disk. Does not block.
+    pub fn glance(&self, id: &ObjectId) -> Glance {
+        let core = &self.shared.core;
+        let Some(head) = self.head(id) else {
+            return Glance::NotWhole;
+        };
+        let digest = head.identity.digest();
+        // What is open here may know more than the disk does.
+        if lock(&self.own().table).contains_key(&digest) {
+            return Glance::Unknown;
+        }
+        match core.store.find_whole(digest, &head, Look::AtOnce) {
+            Ok(Some((file, used_at))) => {
+                let gap = policy::pass_gap(core.capacity_bytes(), head.blocks.size_bytes);
+                match core.clock().abs_diff(used_at) < gap {
+                    true => Glance::Whole(file),
+                    // The use is to be noted.
+                    false => Glance::Unknown,
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Glance::NotWhole,
+            _ => Glance::Unknown,
+        }
     }
 
     fn head(&self, id: &ObjectId) -> Option<Head> {
@@ -287,7 +324,7 @@ impl BlockCache {
         {
             core.learn(distance, size_bytes);
         }
-        core.is_sick() || core.is_frozen()
+        !self.is_storing()
     }
 
     fn own(&self) -> &Own {
@@ -298,6 +335,10 @@ impl BlockCache {
     fn known(&self, digest: Digest) -> Option<Arc<Entry>> {
         let mut table = lock(&self.own().table);
         let handle = table.get_mut(&digest)?;
+        if !handle.entry.is_linked() {
+            table.remove(&digest);
+            return None;
+        }
         handle.looked_up = Instant::now();
         Some(handle.entry.clone())
     }
@@ -332,6 +373,12 @@ impl BlockCache {
         *searched = (Instant::now(), evictions);
         drop(searched);
         lock(&self.own().table).retain(|_, handle| handle.entry.is_linked());
+    }
+
+    /// Whether blocks are stored now: the disk works, and there is room as far as this process knows.
+    fn is_storing(&self) -> bool {
+        let core = &self.shared.core;
+        !(core.is_sick() || core.is_frozen())
     }
 
     fn tick(&self, bytes: u64) {

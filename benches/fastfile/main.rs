@@ -6,7 +6,7 @@
 //! installed is named and left out (`make bench-fastfile` installs both).
 //!
 //! `cargo bench --bench fastfile` runs all rows. Arguments after `--`: `--quick` (smaller, three rounds), `--row NAME` (repeatable),
-//! `--rounds N`, `--json FILE`, `--svg FILE` (the picture of row `modes`), `--list-rows`, and `--test` (tiny, one round, ours only:
+//! `--rounds N`, `--json FILE`, `--svg FILE` (the picture of rows `modes-jpegs` and `modes-tfrecords`, if they are measured), `--list-rows`, and `--test` (tiny, one round, ours only:
 //! asserts that everything runs and that the bytes are right).
 
 use std::error::Error;
@@ -132,7 +132,8 @@ fn run() -> Outcome<()> {
     if let Some(path) = args.json {
         std::fs::write(path, serde_json::to_string_pretty(&results)?)?;
     }
-    if let Some(path) = args.svg {
+    let is_pictured = results.iter().any(|row| picture::shows(row.name));
+    if let Some(path) = args.svg.filter(|_| is_pictured) {
         std::fs::write(path, picture::modes(&results)?)?;
     }
     Ok(())

@@ -19,6 +19,8 @@ pub(crate) enum Mounter {
     Standpipe,
     /// Ours, with a block cache.
     Cached,
+    /// The same, where the kernel does not read what is whole by itself.
+    CachedThroughUs,
     /// `rclone mount`, its cache off.
     Rclone,
     /// `s3fs`.
@@ -71,6 +73,11 @@ impl Mount {
         let mut command = match mounter {
             Mounter::Standpipe => ours(endpoint, prefix, dir, None),
             Mounter::Cached => ours(endpoint, prefix, dir, Some(cache)),
+            Mounter::CachedThroughUs => {
+                let mut command = ours(endpoint, prefix, dir, Some(cache));
+                command.args(["-o", "no_passthrough"]);
+                command
+            }
             Mounter::Rclone => rclone(endpoint, prefix, dir),
             Mounter::S3fs => s3fs(endpoint, prefix, dir),
         };

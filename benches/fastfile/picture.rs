@@ -4,13 +4,20 @@ use crate::Outcome;
 use crate::chart::{Chart, Line};
 use crate::rows::RowResult;
 
+const ROWS: [(&str, &str); 2] = [
+    ("modes-jpegs", "images of 110 KB"),
+    ("modes-tfrecords", "shards of 110 MB"),
+];
+
+/// Whether the picture shows this row.
+pub(crate) fn shows(row: &str) -> bool {
+    ROWS.iter().any(|(name, _)| *name == row)
+}
+
 /// How much of an epoch has been read, over the time since the job began.
 pub(crate) fn modes(results: &[RowResult]) -> Outcome<String> {
     let mut lines = Vec::new();
-    for (row, what) in [
-        ("modes-jpegs", "images of 110 KB"),
-        ("modes-tfrecords", "shards of 110 MB"),
-    ] {
+    for (row, what) in ROWS {
         let Some(result) = results.iter().find(|result| result.name == row) else {
             return Err(format!("the picture needs row {row}").into());
         };

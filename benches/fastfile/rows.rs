@@ -4,6 +4,7 @@ use std::path::Path;
 
 use fake_s3::{Latency, Shape};
 use serde::Serialize;
+use standpipe::prefetch::PrefetchConfig;
 
 use crate::mount::{self, Mount, Mounter};
 use crate::reader::{self, Place, Reading, Seen};
@@ -17,10 +18,12 @@ const MIB: u64 = 1 << 20;
 enum Way {
     /// The engine's stream, with so many requests in flight; by default as many as a mount.
     Engine(Option<usize>),
+    /// By calls of the library, in the reader's process.
+    Library,
     /// Through a new mount that knows nothing yet.
     Cold(Mounter),
     /// Through a new mount of ours, over a cache that an earlier one has filled.
-    Warm,
+    Warm(Mounter),
     /// From the local file system, which holds a copy.
     Local,
     /// Downloaded first (File mode), then read from the local file system: both count.
@@ -170,6 +173,17 @@ impl Row {
         self
     }
 
+    /// What the mounts' memory may be at most, whatever is read: `--memory`, and 64 MiB beside it.
+    fn in_memory(self, labels: &[&'static str]) -> Self {
+        labels.iter().copied().fold(self, |row, label| {
+            let what = format!("peak RSS above the budget, MiB, {label}");
+            row.aim(&what, Bound::AtMost(64.0), move |round| {
+                let above = round.get(label)?.peak_rss_bytes as f64 - budget_bytes() as f64;
+                Some(above / MIB as f64)
+            })
+        })
+    }
+
     /// Measures every case once a round, in turn: what the machine does meanwhile hits all of them alike.
     pub(crate) fn measure(self, rounds: Option<usize>) -> Outcome<RowResult> {
         let server = Server::start(&self.spec)?;
@@ -206,7 +220,7 @@ impl Row {
         if ways().any(|way| *way == Way::Local) {
             self.download(server, &home.join("local"))?;
         }
-        if ways().any(|way| *way == Way::Warm) {
+        if ways().any(|way| matches!(way, Way::Warm(_))) {
             self.fill_cache(server, &home.join("cache"))?;
         }
         Ok(())
@@ -250,10 +264,14 @@ impl Row {
                     prefix: self.prefix.into(),
                     concurrency: *concurrency,
                 };
-                let wire = wire_bytes()?;
-                let start_ns = meter::now_ns();
-                let seen = reader::run(&place, reading)?;
-                Ok(Sample::new(seen, start_ns, wire_bytes()? - wire))
+                itself(&place, reading)
+            }
+            Way::Library => {
+                let place = Place::Library {
+                    endpoint: server.endpoint.clone(),
+                    prefix: self.prefix.into(),
+                };
+                itself(&place, reading)
             }
             Way::Local => {
                 let start_ns = meter::now_ns();
@@ -271,7 +289,7 @@ impl Row {
                 sample.seconds += start_s;
                 Ok(sample)
             }
-            Way::Warm => self.through(Mounter::Cached, reading, server, home),
+            Way::Warm(mounter) => self.through(*mounter, reading, server, home),
             Way::Cold(mounter) => {
                 let fresh = tempfile::tempdir_in(home)?;
                 self.through(*mounter, reading, server, fresh.path())
@@ -303,7 +321,7 @@ impl Row {
     fn check_bytes(&self, cases: &[CaseResult]) -> Outcome<()> {
         let mut expected = None;
         for ((_, _, reading), case) in self.cases.iter().zip(cases) {
-            if matches!(reading, Reading::Walk | Reading::Opens { .. }) {
+            if matches!(reading, Reading::Walk { .. } | Reading::Opens { .. }) {
                 continue;
             }
             for sample in &case.samples {
@@ -348,6 +366,18 @@ impl Sample {
             progress,
         }
     }
+}
+
+/// By a reader that fetches by itself.
+fn itself(place: &Place, reading: &Reading) -> Outcome<Sample> {
+    let (wire, start_ns) = (wire_bytes()?, meter::now_ns());
+    let seen = reader::run(place, reading)?;
+    Ok(Sample::new(seen, start_ns, wire_bytes()? - wire))
+}
+
+/// What `--memory` is by default.
+fn budget_bytes() -> u64 {
+    PrefetchConfig::default().memory_bytes
 }
 
 /// What the loopback interface has carried: the server's answers, and questions that are small beside them.
@@ -470,7 +500,18 @@ pub(crate) fn all(scale: Scale, peers: &[(&'static str, Mounter)]) -> Vec<Row> {
         files(sizes, peers),
         files_warm(sizes),
         random(sizes, peers),
-        start(sizes),
+        start(
+            sizes,
+            "start",
+            "many objects: the first file, and all names",
+            None,
+        ),
+        start(
+            sizes,
+            "start-s3",
+            "the same, latency 30ms+20ms/MiB: pages of 1,000 keys come one after another",
+            Some(s3_without_tail()),
+        ),
         modes(
             sizes,
             "modes-jpegs",
@@ -511,9 +552,13 @@ fn sequential(
     sizes
         .row(name, what, spec(latency, big(sizes)), "big/")
         .case("engine", Way::Engine(None), &reading)
+        .case("library", Way::Library, &reading)
         .case("mount", Way::Cold(Mounter::Standpipe), &reading)
         .case("mount, cache", Way::Cold(Mounter::Cached), &reading)
         .peers(peers, &reading)
+        .aim("library to engine, GB/s", Bound::AtLeast(0.85), |round| {
+            round.ratio("library", "engine", Sample::gb_per_s)
+        })
         .aim("mount to engine, GB/s", Bound::AtLeast(bound), |round| {
             round.ratio("mount", "engine", Sample::gb_per_s)
         })
@@ -522,11 +567,7 @@ fn sequential(
             Bound::AtLeast(2.0),
             |round| round.to_peers("mount", Sample::gb_per_s),
         )
-        .aim(
-            "peak RSS of the mount, MiB (336 + 64)",
-            Bound::AtMost(400.0),
-            |round| Some(round.get("mount")?.peak_rss_bytes as f64 / MIB as f64),
-        )
+        .in_memory(&["mount", "mount, cache"])
 }
 
 fn warm(sizes: Sizes) -> Row {
@@ -539,10 +580,20 @@ fn warm(sizes: Sizes) -> Row {
             "big/",
         )
         .case("local", Way::Local, &reading)
-        .case("mount", Way::Warm, &reading)
+        .case("mount", Way::Warm(Mounter::Cached), &reading)
+        .case(
+            "mount, no passthrough",
+            Way::Warm(Mounter::CachedThroughUs),
+            &reading,
+        )
         .aim("mount to local, GB/s", Bound::AtLeast(0.9), |round| {
             round.ratio("mount", "local", Sample::gb_per_s)
         })
+        .aim(
+            "the same without passthrough",
+            Bound::AtLeast(0.35),
+            |round| round.ratio("mount, no passthrough", "local", Sample::gb_per_s),
+        )
 }
 
 fn small(count: u64) -> Objects {
@@ -563,7 +614,7 @@ fn opens(sizes: Sizes) -> Row {
             "small/",
         )
         .case("local", Way::Local, &reading)
-        .case("mount", Way::Warm, &reading)
+        .case("mount", Way::Warm(Mounter::Cached), &reading)
         .aim("opens a second", Bound::AtLeast(25_000.0), |round| {
             Some(round.get("mount")?.files_per_s())
         })
@@ -598,6 +649,7 @@ fn files(sizes: Sizes, peers: &[(&'static str, Mounter)]) -> Row {
             Bound::AtLeast(5.0),
             |round| round.to_peers("mount", Sample::files_per_s),
         )
+        .in_memory(&["mount", "mount, cache", "mount, shuffled"])
 }
 
 fn files_warm(sizes: Sizes) -> Row {
@@ -610,7 +662,7 @@ fn files_warm(sizes: Sizes) -> Row {
             "small/",
         )
         .case("local", Way::Local, &reading)
-        .case("mount", Way::Warm, &reading)
+        .case("mount", Way::Warm(Mounter::Cached), &reading)
         .aim("files/s to local", Bound::AtLeast(0.7), |round| {
             round.ratio("mount", "local", Sample::files_per_s)
         })
@@ -619,7 +671,7 @@ fn files_warm(sizes: Sizes) -> Row {
 const RANDOM_BYTES: u64 = 128 << 10;
 
 fn random(sizes: Sizes, peers: &[(&'static str, Mounter)]) -> Row {
-    let size_bytes = sizes.pick(1024, 256, 16) * MIB;
+    let size_bytes = sizes.pick(2048, 256, 16) * MIB;
     let reading = Reading::Random {
         file: BIG.into(),
         block_bytes: RANDOM_BYTES,
@@ -652,13 +704,14 @@ fn random(sizes: Sizes, peers: &[(&'static str, Mounter)]) -> Row {
             Bound::AtLeast(3.0),
             |round| round.to_peers("mount, cache", Sample::gb_per_s),
         )
+        .in_memory(&["mount", "mount, cache"])
 }
 
 fn amplification(sample: &Sample) -> f64 {
     sample.wire_bytes as f64 / sample.bytes as f64
 }
 
-fn start(sizes: Sizes) -> Row {
+fn start(sizes: Sizes, name: &'static str, what: &'static str, latency: Option<Latency>) -> Row {
     let keys = sizes.pick(1_000_000, 200_000, 2_000);
     let objects = Objects {
         key: "many/".into(),
@@ -666,25 +719,30 @@ fn start(sizes: Sizes) -> Row {
         count: Some(keys),
     };
     let first = Reading::Sequential { file: BIG.into() };
-    sizes
-        .row(
-            "start",
-            "many objects: the first file, and the whole listing, latency 30ms+20ms/MiB",
-            spec(Some(s3_without_tail()), objects),
-            "many/",
-        )
+    let walk = |times| Reading::Walk { times };
+    let row = sizes
+        .row(name, what, spec(latency, objects), "many/")
         .case("first file", Way::Cold(Mounter::Standpipe), &first)
-        .case("walk", Way::Cold(Mounter::Standpipe), &Reading::Walk)
+        .case("walk", Way::Cold(Mounter::Standpipe), &walk(1))
         .aim("first file, s since start", Bound::AtMost(2.0), |round| {
             Some(round.get("first file")?.first_byte_s)
-        })
+        });
+    if latency.is_some() {
+        return row;
+    }
+    row.case("second walk", Way::Cold(Mounter::Standpipe), &walk(2))
         .aim("keys listed a second", Bound::AtLeast(50_000.0), |round| {
             Some(round.get("walk")?.files_per_s())
         })
         .aim(
-            "peak RSS of the mount, bytes a key",
-            Bound::AtMost(400.0),
-            move |round| Some(round.get("walk")?.peak_rss_bytes as f64 / keys as f64),
+            "names and sizes a second, listed before",
+            Bound::AtLeast(300_000.0),
+            |round| Some(round.get("second walk")?.files_per_s()),
+        )
+        .aim(
+            "peak RSS of the mount, bytes a key, names of 6 included",
+            Bound::AtMost(126.0 + 64.0 * MIB as f64 / keys as f64),
+            move |round| Some(round.get("second walk")?.peak_rss_bytes as f64 / keys as f64),
         )
 }
 

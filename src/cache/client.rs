@@ -61,7 +61,8 @@ impl CachedClient {
             if at >= range.end {
                 break;
             }
-            let alone = pause.is_over();
+            // What the cache won't keep, nobody else will find there: waiting for it would only come on top.
+            let alone = pause.is_over() || !self.cache.is_storing();
             match Claim::take(&entry, wanted(&entry, at, range), alone) {
                 Turn::Mine(claim) => {
                     meta = Some(self.fetch(id, range, claim, into).await?);

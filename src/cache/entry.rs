@@ -160,9 +160,24 @@ impl Entry {
                 self.core.failed("read", &error);
                 // Which of them it was, shows when they are read one by one.
                 self.read_one_by_one(blocks.start..self.blocks.at(until - 1) + 1);
-                0
+                self.read_first(at, &mut into[..n])
             }
         }
+    }
+
+    /// What `into` has room for of the block at `at`, after a longer read has failed. Whoever asks again gets on: it is
+    /// read now, or counts as unreadable.
+    fn read_first(&self, at: u64, into: &mut [u8]) -> usize {
+        let block = self.blocks.at(at);
+        if !self.is_trusted(block) {
+            return 0;
+        }
+        let n = into.len().min((self.blocks.start(block + 1) - at) as usize);
+        if self.data.read_exact_at(&mut into[..n], at).is_err() {
+            self.unreadable.set(block);
+            return 0;
+        }
+        n
     }
 
     fn read_one_by_one(&self, blocks: Range<u64>) {
@@ -292,6 +307,22 @@ impl Entry {
             }
         }
         CompleteEntry::open(self).ok()
+    }
+
+    /// Keeps eviction away.
+    ///
+    /// # Errors
+    /// `NotFound` when it has been evicted already: [`BlockCache::entry`](super::BlockCache::entry) makes it anew.
+    pub fn hold(&self) -> io::Result<Hold> {
+        let file = File::open(self.dir.join("data"))?;
+        // Without locks eviction may take its name away, and nothing else.
+        let _ = flock(&file, FlockOperation::NonBlockingLockShared);
+        let (ours, there) = (self.data.metadata()?, file.metadata()?);
+        // It may have been evicted, and made anew, before it was locked.
+        if there.nlink() == 0 || (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        Ok(Hold(file))
     }
 
     /// Stores whole blocks from `offset` on, the object's last one up to its end.
@@ -461,6 +492,10 @@ impl std::fmt::Debug for Entry {
     }
 }
 
+/// As long as it lives, eviction leaves an entry alone.
+#[derive(Debug)]
+pub struct Hold(File);
+
 /// An entry whose every block is there: the only form that can be mapped or handed to the kernel.
 ///
 /// A mapping of a file with holes would show zeros where bytes are missing. As long as it is held, eviction leaves the
@@ -474,14 +509,7 @@ pub struct CompleteEntry {
 
 impl CompleteEntry {
     fn open(entry: &Arc<Entry>) -> io::Result<Self> {
-        let file = File::open(entry.dir.join("data"))?;
-        // Without locks eviction may take its name away, and nothing else.
-        let _ = flock(&file, FlockOperation::NonBlockingLockShared);
-        let (ours, there) = (entry.data.metadata()?, file.metadata()?);
-        // It may have been evicted, and made anew, before it was locked.
-        if there.nlink() == 0 || (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
-            return Err(io::Error::from(io::ErrorKind::NotFound));
-        }
+        let Hold(file) = entry.hold()?;
         Ok(Self {
             entry: entry.clone(),
             file: Arc::new(file),

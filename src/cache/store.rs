@@ -17,12 +17,13 @@
 //! minute old has no maker.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, flock};
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::blocks::{BootTag, Record, Standing};
 use super::config::CacheConfig;
@@ -71,7 +72,8 @@ pub(super) struct Found {
 impl Store {
     /// Opens the directory, or makes it.
     pub(super) fn open(config: &CacheConfig) -> Result<Self> {
-        let root = config.dir.clone();
+        // A daemon goes to another directory.
+        let root = std::path::absolute(&config.dir).unwrap_or_else(|_| config.dir.clone());
         let at = |path: &Path| {
             let path = path.to_path_buf();
             move |error| Error::io(path, error)
@@ -199,18 +201,20 @@ impl Store {
     }
 
     /// The data of an entry that is whole, open for reading and held against eviction, and when it was last used; `None`
-    /// if there is no such entry, or its blocks must be verified first. Five system calls, for those who open files by
-    /// the ten thousand.
+    /// if something of it is missing, or its blocks must be verified first. Seven system calls, for those who open files
+    /// by the ten thousand.
     pub(super) fn find_whole(
         &self,
         digest: Digest,
         head: &Head,
+        look: Look,
     ) -> io::Result<Option<(File, u64)>> {
         let dir = self.entry_dir(digest);
-        let data = File::open(dir.join(DATA))?;
+        let data = look.open(&dir.join(DATA))?;
         // Without locks eviction may take its name away, and nothing else.
         let _ = flock(&data, FlockOperation::NonBlockingLockShared);
-        let found = std::fs::read(dir.join(MAP))?;
+        // One byte more shows a file that is too long.
+        let found = look.read(&look.open(&dir.join(MAP))?, head.map_bytes() as usize + 1)?;
         let (start, records) = found.split_at(found.len().min(head.records_at() as usize));
         let is_whole = found.len() as u64 == head.map_bytes()
             && head.is(start)
@@ -403,6 +407,54 @@ fn parse_format(text: &str) -> Result<u64, String> {
     match config.validate() {
         Ok(()) => Ok(config.block_bytes),
         Err(_) => Err("its FORMAT file names no usable block size: use another directory".into()),
+    }
+}
+
+/// How long a look may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// As long as the disk does.
+    Patient,
+    /// Only what the kernel has in memory is seen; of the rest, and on kernels before 5.12, `WouldBlock` is said.
+    AtOnce,
+}
+
+impl Look {
+    fn open(self, path: &Path) -> io::Result<File> {
+        if self == Self::Patient {
+            return File::open(path);
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED) {
+            Ok(file) => Ok(file.into()),
+            Err(Errno::NOENT) => Err(ErrorKind::NotFound.into()),
+            Err(_) => Err(ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// The first bytes of a file, up to so many.
+    fn read(self, file: &File, most: usize) -> io::Result<Vec<u8>> {
+        let flags = match self {
+            Self::Patient => ReadWriteFlags::empty(),
+            Self::AtOnce => ReadWriteFlags::NOWAIT,
+        };
+        let (mut bytes, mut at) = (vec![0; most], 0);
+        while at < most {
+            let mut rest = [IoSliceMut::new(&mut bytes[at..])];
+            match rustix::io::preadv2(file, &mut rest, at as u64, flags) {
+                Ok(0) => break,
+                Ok(n) => at += n,
+                Err(_) if self == Self::AtOnce => return Err(ErrorKind::WouldBlock.into()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // A look at the end as well would cost as much as the read.
+            if self == Self::AtOnce && at + 1 == most {
+                break;
+            }
+        }
+        bytes.truncate(at);
+        Ok(bytes)
     }
 }
 

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit};
 
 use crate::error::{Error, Result};
 
@@ -24,6 +24,17 @@ struct Detached {
     parent: File,
     /// Takes the place of standard output and error.
     log: File,
+}
+
+/// Opens as many files as this user may have: the usual 1,024 are for programs that wait by `select`. A cache keeps 768
+/// descriptors, and its looks and connections come on top. Where that is refused, fewer are to do.
+pub(super) fn take_all_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let _ = setrlimit(Resource::Nofile, all);
 }
 
 /// Forks. Returns in the child; the parent ends with the child's fate.

@@ -26,7 +26,7 @@ what is uploaded later is not seen, and an object that is replaced gives ESTALE 
 Extended attributes user.standpipe.uri and .etag tell what a file is. Keys that can't be names are
 found under names that begin with .s3key%.
 
--o takes what fstab takes (ro, allow_other, uid=, gid=, umask=, fmask=, dmask=, noexec) and the source's
+-o takes what fstab takes (ro, allow_other, uid=, gid=, umask=, fmask=, dmask=, noexec, no_passthrough) and the source's
 flags (endpoint_url=, region=, profile=, no_sign_request, ca_bundle=) and cache=, cache_size=. As mount.fuse.standpipe in
 /sbin, the program serves `mount -t fuse.standpipe s3://bucket/prefix/ DIR`.";
 
@@ -72,6 +72,7 @@ impl Mount {
                 self.take(&mut source, stray)?;
             }
         }
+        daemon::take_all_descriptors();
         // Before anything starts a thread: a fork takes only its own along.
         let ready = match self.daemon {
             true => daemon::detach(self.log_file.as_deref())?,

@@ -47,6 +47,7 @@ use super::errno::to_io;
 use super::read::{OpenFiles, ReadConfig};
 use super::source::Windows;
 use super::tree::{Ino, Namespace, Root};
+use crate::buffer::class_bytes;
 use crate::cache::{BlockCache, CacheConfig, CachedClient};
 use crate::client::{LocalClient, ObjectClient, S3Client, S3Config, resilient};
 use crate::error::{Answer, Error, Result};
@@ -268,6 +269,7 @@ impl FastFilesBuilder {
     }
 
     /// Keeps what is read on disk. Local files need none, and have none.
+    /// What waits to be written is of the memory of [`reads`](Self::reads).
     pub fn cache(mut self, config: CacheConfig) -> Self {
         self.cache = Some(config);
         self
@@ -305,6 +307,7 @@ impl FastFilesBuilder {
             if config.namespace.is_empty() {
                 config.namespace = endpoint.unwrap_or_default();
             }
+            share(&mut self.reads, &mut config);
             let opened = BlockCache::open(config, self.metrics.clone())?;
             client = Arc::new(CachedClient::new(client, opened.clone()));
             fit(&mut self.reads, &opened);
@@ -357,6 +360,19 @@ impl fmt::Debug for FastFilesBuilder {
             .field("reads", &self.reads)
             .finish_non_exhaustive()
     }
+}
+
+/// What waits to be written to the cache is of the same memory as what waits to be read: at most a quarter of it, or a
+/// part.
+fn share(reads: &mut ReadConfig, cache: &mut CacheConfig) {
+    let part_bytes = class_bytes(reads.part_bytes);
+    // What is fetched in one request waits as one: a queue without room for it would keep nothing.
+    let most = (reads.memory_bytes / 4)
+        .max(part_bytes)
+        .max(cache.block_bytes);
+    cache.write_behind_bytes = cache.write_behind_bytes.min(most);
+    let left = reads.memory_bytes.saturating_sub(cache.write_behind_bytes);
+    reads.memory_bytes = left.max(part_bytes.min(reads.memory_bytes));
 }
 
 /// Parts end where the cache's blocks do, and a block is no larger than a part.

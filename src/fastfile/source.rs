@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, Glance};
 use crate::error::Result;
 use crate::fastfile::read::{self, OpenFiles, Pieces};
 use crate::fastfile::tree::{Ino, Namespace};
@@ -51,10 +51,13 @@ pub trait OpenFile: Debug + Send + Sync + 'static {
     /// Whether [`whole`](Self::whole) is worth asking. Must not wait.
     fn may_be_whole(&self) -> bool;
 
-    /// A local file that holds the whole object, for passthrough. May wait for the disk.
+    /// A local file that holds the whole object. May wait for the disk.
     fn whole(&self) -> Option<File>;
 
-    /// The kernel reads it by passthrough: no read will come.
+    /// The same, as far as it is known. Must not wait.
+    fn glance(&self) -> Glance;
+
+    /// It is read from the whole file: few reads will come, or none.
     fn bypassed(&self) {}
 }
 
@@ -145,6 +148,13 @@ impl OpenFile for Windowed {
             // The descriptor carries the lock that keeps eviction away.
             Some(cache) => cache.whole_file(&self.object.id),
             None => self.local(),
+        }
+    }
+
+    fn glance(&self) -> Glance {
+        match &self.cache {
+            Some(cache) => cache.glance(&self.object.id),
+            None => Glance::Unknown,
         }
     }
 

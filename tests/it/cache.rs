@@ -26,9 +26,9 @@ use tempfile::TempDir;
 use crate::conformance::{conforms, content};
 use crate::world::over_memory;
 
-const BLOCK: u64 = 16 << 10;
+pub(crate) const BLOCK: u64 = 16 << 10;
 /// Many blocks, and a bit.
-const SIZE: u64 = 20 * BLOCK + 777;
+pub(crate) const SIZE: u64 = 20 * BLOCK + 777;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(dir: &Path) -> CacheConfig {
@@ -74,11 +74,11 @@ impl ObjectClient for Counting {
 }
 
 /// Objects in memory, a store that counts, and a cache in a directory.
-struct Rig {
+pub(crate) struct Rig {
     memory: MemoryClient,
     store: Arc<Counting>,
-    client: CachedClient,
-    metrics: Arc<Metrics>,
+    pub(crate) client: CachedClient,
+    pub(crate) metrics: Arc<Metrics>,
     dir: PathBuf,
     _temp: Option<TempDir>,
 }
@@ -91,7 +91,7 @@ impl Rig {
         rig
     }
 
-    fn at(dir: &Path, first_byte: Duration) -> Self {
+    pub(crate) fn at(dir: &Path, first_byte: Duration) -> Self {
         Self::with(config(dir), MemoryClient::default(), first_byte)
     }
 
@@ -126,14 +126,14 @@ impl Rig {
         Self::with(config(&self.dir), self.memory.clone(), Duration::ZERO)
     }
 
-    async fn put(&self, n: u8) -> ObjectId {
+    pub(crate) async fn put(&self, n: u8) -> ObjectId {
         let uri: ObjectUri = format!("memory://b/k{n}").parse().unwrap();
         self.memory.put(uri.clone(), content(SIZE, n));
         self.memory.head(&uri).await.unwrap().id
     }
 
     /// Reads and compares.
-    async fn reads(&self, id: &ObjectId, n: u8, start: u64, end: u64) {
+    pub(crate) async fn reads(&self, id: &ObjectId, n: u8, start: u64, end: u64) {
         let mut part = PartBuf::heap((end - start) as usize);
         let range = ByteRange::new(start, end);
         let meta = self.client.get(id, range, &mut part).await.unwrap();
@@ -144,7 +144,7 @@ impl Rig {
         assert_eq!((meta.size_bytes, &meta.etag), (SIZE, &id.etag));
     }
 
-    fn flush(&self) {
+    pub(crate) fn flush(&self) {
         assert!(self.client.cache().flush(PATIENCE));
     }
 
@@ -152,7 +152,7 @@ impl Rig {
         self.store.gets.load(Ordering::SeqCst)
     }
 
-    fn fetched_bytes(&self) -> u64 {
+    pub(crate) fn fetched_bytes(&self) -> u64 {
         self.store.bytes.load(Ordering::SeqCst)
     }
 }
@@ -314,6 +314,38 @@ async fn another_process_is_waited_for_but_not_for_ever() {
         } => {}
     }
     assert_eq!(impatient.gets(), 1);
+}
+
+/// Nor at all for what the cache has no room for: it would not be found there.
+#[tokio::test]
+async fn what_does_not_fit_is_not_waited_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut small = config(temp.path());
+    small.max_bytes = Some(30 * BLOCK);
+    let rig = Rig::with(small.clone(), MemoryClient::default(), Duration::ZERO);
+    let (other, id) = (rig.put(2).await, rig.put(1).await);
+    rig.reads(&other, 2, 0, SIZE).await;
+    for block in 0..12 {
+        rig.reads(&id, 1, block * BLOCK, (block + 1) * BLOCK).await;
+        rig.flush();
+        // Counts what directories and heads take.
+        rig.client.cache().stat().unwrap();
+    }
+    let metrics = rig.metrics.snapshot();
+    assert!(metrics.cache_declined_bytes > 0 && metrics.cache_evicted_bytes == 0);
+    let slow = Rig::with(small, rig.memory.clone(), PATIENCE);
+    let stuck = slow.reads(&id, 1, 15 * BLOCK, 16 * BLOCK);
+    let begun = Instant::now();
+    tokio::select! {
+        () = stuck => panic!("it is stuck"),
+        () = async {
+            while slow.gets() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            rig.reads(&id, 1, 14 * BLOCK, 17 * BLOCK).await;
+        } => {}
+    }
+    assert!(begun.elapsed() < rig.client.cache().config().claim_patience / 2);
 }
 
 #[tokio::test]

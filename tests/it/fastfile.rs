@@ -11,6 +11,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use fake_s3::{Effect, FakeS3, Latency, Operation, Rule};
+use standpipe::cache::{BlockCache, CacheConfig};
 use standpipe::client::{
     LimitClient, LimitConfig, ObjectClient, RetryClient, RetryConfig, S3Client, Transport,
 };
@@ -430,9 +431,19 @@ fn a_daemon_is_ready_when_its_command_returns() {
     assert_eq!(missing.status.code(), Some(3), "{missing:?}");
     assert!(String::from_utf8_lossy(&missing.stderr).contains("s3://b/none/: not found"));
 
-    let started = run(&["mount", "--daemon", "s3://b/d/", path]);
+    // It goes to another directory, and its cache stays.
+    let started = standpipe(&server, &["mount", "--daemon", "s3://b/d/", path])
+        .args(["--cache", "cache"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
     assert!(started.status.success(), "{started:?}");
     assert_eq!(fs::read_to_string(at.join("f")).unwrap(), "content");
+    let cache = CacheConfig::new(dir.path().join("cache"));
+    let cache = BlockCache::open(cache, Arc::default()).unwrap();
+    wait_for("it is in the cache", || {
+        cache.stat().unwrap().complete_entries == 1
+    });
     let twice = run(&["mount", "--daemon", "s3://b/d/", path]);
     assert_eq!(twice.status.code(), Some(2), "{twice:?}");
     let open = File::open(at.join("f")).unwrap();
@@ -447,6 +458,53 @@ fn a_daemon_is_ready_when_its_command_returns() {
     });
     assert!(!fuse::is_mounted(&at));
     assert_eq!(run(&["umount", path]).status.code(), Some(2));
+}
+
+/// A cache keeps more descriptors than a shell gives; the mount takes what it may have.
+#[test]
+fn few_descriptors_are_enough_to_start_with() {
+    needs_fuse();
+    let server = FakeS3::start().unwrap();
+    for at in 0..300 {
+        server.put_synthetic("b", &format!("d/{at:03}"), 20_000, at);
+    }
+    let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mount = standpipe(
+        &server,
+        &["mount", "s3://b/d/", dir.path().to_str().unwrap()],
+    );
+    let mut command = Command::new("sh");
+    let child = command
+        .args(["-c", "ulimit -Sn 64; exec \"$@\"", "sh"])
+        .arg(mount.get_program())
+        .args(mount.get_args())
+        .arg("--cache")
+        .arg(cache.path())
+        .envs(
+            mount
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .spawn()
+        .unwrap();
+    let mount = Mounted { child, dir };
+    wait_for("the mount is there", || is_alive(mount.dir.path()));
+    std::thread::scope(|scope| {
+        for lane in 0..8 {
+            let mount = &mount;
+            scope.spawn(move || {
+                for at in (lane..300).step_by(8) {
+                    let mut expected = vec![0; 20_000];
+                    fake_s3::content(at, 0, &mut expected);
+                    assert!(fs::read(mount.path(&format!("{at:03}"))).unwrap() == expected);
+                }
+            });
+        }
+    });
+    let cache = BlockCache::open(CacheConfig::new(cache.path()), Arc::default()).unwrap();
+    wait_for("all are in the cache", || {
+        cache.stat().unwrap().complete_entries == 300
+    });
 }
 
 /// M13: a prefix without `/` at its end must be one folder or one object.

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::super::errno::to_io;
 use super::super::source::{Windowed, Windows};
-use crate::cache::{BlockCache, CompleteEntry, Entry, Mapping};
+use crate::cache::{BlockCache, CompleteEntry, Entry, Hold, Mapping};
 use crate::error::{Error, Result};
 use crate::object::{ByteRange, ObjectId};
 use crate::runtime;
@@ -131,8 +131,8 @@ pub(super) async fn materialize(file: Arc<Windowed>, windows: Arc<Windows>) -> R
             Error::config(uri.clone(), reason)
         };
         let (found, wanted) = (cache.clone(), id.clone());
-        let entry = blocking(move || found.entry(&wanted)).await??;
-        let entry = entry.ok_or_else(no_room)?;
+        let held = blocking(move || held(&found, &wanted)).await??;
+        let (entry, _hold) = held.ok_or_else(no_room)?;
         fill(&windows, &cache, &entry, &id).await?;
         let entry = blocking(move || entry.complete()).await?;
         let entry = entry.ok_or_else(no_room)?;
@@ -143,6 +143,20 @@ pub(super) async fn materialize(file: Arc<Windowed>, windows: Arc<Windows>) -> R
     });
     // It fails only when it panics, or when the process ends.
     work.await.unwrap_or(Err(Error::Cancelled))
+}
+
+/// The entry, which nobody evicts while it is filled.
+fn held(cache: &BlockCache, id: &ObjectId) -> Result<Option<(Arc<Entry>, Hold)>> {
+    // It can be evicted in between; whoever loses that race three times over has no cache to speak of.
+    for _ in 0..3 {
+        let Some(entry) = cache.entry(id)? else {
+            break;
+        };
+        if let Ok(hold) = entry.hold() {
+            return Ok(Some((entry, hold)));
+        }
+    }
+    Ok(None)
 }
 
 /// Fetches what the entry lacks, no faster than the disk takes it: the cache drops what it has no room to remember.

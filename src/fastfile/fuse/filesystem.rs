@@ -3,9 +3,10 @@
 //! Each method answers from memory or moves its reply into a task. Everything that would write is EROFS, although the
 //! kernel refuses it before for a mount that is read-only.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::pin::Pin;
@@ -21,15 +22,17 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle as Runtime;
 
 use super::opens::{Handle, Opens};
 use super::options::MountOptions;
+use crate::cache::Glance;
 use crate::error::Error;
 use crate::fastfile::errno;
 use crate::fastfile::source::{OpenFile, Source};
 use crate::fastfile::tree::{Attributes, Ino, Namespace, Step};
-use crate::object::ByteRange;
+use crate::object::{ByteRange, Scheme};
 use crate::runtime;
 
 /// A snapshot never changes.
@@ -226,23 +229,34 @@ impl Shared {
         whole: Option<File>,
         reply: ReplyOpen,
     ) {
-        let decide = || self.backing(&whole?, &reply);
-        let (handle, backing) = self.opens.open(ino, file.clone(), decide);
+        let is_whole = whole.is_some();
+        let decide = |whole: &File| self.backing(whole, &reply);
+        let (handle, backing) = self.opens.open(ino, file.clone(), whole, decide);
         let handle = FileHandle(handle);
         match backing {
-            Some(backing) => {
-                reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
-                file.bypassed();
-            }
+            Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
             None => reply.opened(
                 handle,
                 FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
             ),
         }
+        if is_whole {
+            file.bypassed();
+        }
+    }
+
+    /// Whether it matters that a file is whole. What lies in a local directory can change, so it is left to the kernel or
+    /// compared at each read.
+    fn asks_for_whole(&self, file: &dyn OpenFile) -> bool {
+        let is_local = file.object().id.uri.scheme() == Scheme::File;
+        file.may_be_whole() && (self.passthrough.load(Ordering::Relaxed) || !is_local)
     }
 
     /// Registers a file with the kernel, if the kernel may read it there.
     fn backing(&self, whole: &File, reply: &ReplyOpen) -> Option<BackingId> {
+        if !self.passthrough.load(Ordering::Relaxed) {
+            return None;
+        }
         match reply.open_backing(whole) {
             Ok(backing) => Some(backing),
             Err(error) => {
@@ -295,6 +309,33 @@ fn is_done(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
     Pin::new(future).poll(&mut context).is_ready()
 }
 
+thread_local! {
+    /// What is on its way from a file to the kernel; it stays in the CPU's cache.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Answers from a whole file's pages, if they are in memory; gives `reply` back if not, or if the disk fails: then the
+/// bytes come by the way that can wait, and knows other sources.
+fn read_at_once(whole: Option<&File>, range: ByteRange, reply: ReplyData) -> Option<ReplyData> {
+    let Some(whole) = whole else {
+        return Some(reply);
+    };
+    let len = range.len() as usize;
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        let mut into = [IoSliceMut::new(&mut buffer[..len])];
+        match rustix::io::preadv2(whole, &mut into, range.start, ReadWriteFlags::NOWAIT) {
+            Ok(n) if n == len => {
+                reply.data(&buffer[..len]);
+                None
+            }
+            _ => Some(reply),
+        }
+    })
+}
+
 async fn read(handle: Arc<Handle>, range: ByteRange, reply: ReplyData) {
     match handle.file.read(range).await {
         Ok(bytes) if bytes.len() as u64 == range.len() => reply.data(&bytes),
@@ -335,7 +376,8 @@ impl Filesystem for Files {
         }
         // It sets the size of reads too.
         let _ = config.set_max_write(MAX_REQUEST_BYTES);
-        let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        let passthrough = !self.0.options.no_passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(STACK_DEPTH).is_ok();
         self.0.passthrough.store(passthrough, Ordering::Relaxed);
         Ok(())
@@ -382,8 +424,13 @@ impl Filesystem for Files {
             Ok(file) => file,
             Err(error) => return reply.error(failed("opening a file", &error, true)),
         };
-        if !(self.0.passthrough.load(Ordering::Relaxed) && file.may_be_whole()) {
+        if !self.0.asks_for_whole(file.as_ref()) {
             return self.0.answer_open(ino, file, None, reply);
+        }
+        match file.glance() {
+            Glance::Whole(whole) => return self.0.answer_open(ino, file, Some(whole), reply),
+            Glance::NotWhole => return self.0.answer_open(ino, file, None, reply),
+            Glance::Unknown => {}
         }
         let shared = self.0.clone();
         self.0.runtime.spawn_blocking(move || {
@@ -410,6 +457,9 @@ impl Filesystem for Files {
         if range.is_empty() {
             return reply.data(&[]);
         }
+        let Some(reply) = read_at_once(handle.whole.as_ref(), range, reply) else {
+            return;
+        };
         let runtime = &self.0.runtime;
         let mut read = Box::pin(read(handle, range, reply));
         // Begun here, in the order in which the kernel asks; whatever is not there yet goes on in a task.

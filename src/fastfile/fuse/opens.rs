@@ -4,17 +4,23 @@
 //! first open decides, the others follow, and the last close forgets.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fastfile::source::OpenFile;
 use crate::fastfile::tree::Ino;
 
+/// Beyond so many open files no more descriptors are kept for them.
+const MOST_WHOLE: usize = 256;
+
 /// An open file.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub(super) ino: Ino,
     pub(super) file: Arc<dyn OpenFile>,
+    /// All of it, where the kernel does not read that by itself.
+    pub(super) whole: Option<File>,
     /// Whether a failure of this handle was logged: the kernel asks again for what failed.
     told: AtomicBool,
 }
@@ -62,26 +68,32 @@ impl<B> Opens<B> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers an open file; `decide` is asked how it is opened if no other open of the inode has decided that.
+    /// Registers an open file; `decide` is asked whether the kernel reads `whole` if no other open of the inode has decided
+    /// that.
     pub(super) fn open(
         &self,
         ino: Ino,
         file: Arc<dyn OpenFile>,
-        decide: impl FnOnce() -> Option<B>,
+        whole: Option<File>,
+        decide: impl FnOnce(&File) -> Option<B>,
     ) -> (u64, Option<Arc<B>>) {
         let mut inner = self.lock();
+        let has_room = inner.handles.len() < MOST_WHOLE;
         let open = inner.inodes.entry(ino).or_insert_with(|| Open {
             handles: 0,
-            backing: decide().map(Arc::new),
+            backing: whole.as_ref().and_then(decide).map(Arc::new),
         });
         open.handles += 1;
         let backing = open.backing.clone();
         let number = inner.next;
         inner.next += 1;
-        let told = AtomicBool::new(false);
-        inner
-            .handles
-            .insert(number, Arc::new(Handle { ino, file, told }));
+        let handle = Handle {
+            ino,
+            file,
+            whole: whole.filter(|_| backing.is_none() && has_room),
+            told: AtomicBool::new(false),
+        };
+        inner.handles.insert(number, Arc::new(handle));
         (number, backing)
     }
 
@@ -106,11 +118,11 @@ impl<B> Opens<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Glance;
     use crate::error::Result;
     use crate::object::{ByteRange, ObjectMeta};
     use bytes::Bytes;
     use futures::future::BoxFuture;
-    use std::fs::File;
 
     #[derive(Debug)]
     struct Unread;
@@ -131,6 +143,10 @@ mod tests {
         fn whole(&self) -> Option<File> {
             None
         }
+
+        fn glance(&self) -> Glance {
+            Glance::Unknown
+        }
     }
 
     fn file() -> Arc<dyn OpenFile> {
@@ -140,7 +156,8 @@ mod tests {
     #[test]
     fn the_first_open_decides_until_the_last_close() {
         let opens = Opens::<&str>::default();
-        let open = |would: Option<&'static str>| opens.open(Ino(7), file(), || would);
+        let whole = || File::open("/dev/null").ok();
+        let open = |would: Option<&'static str>| opens.open(Ino(7), file(), whole(), |_| would);
         let (first, backing) = open(None);
         assert_eq!(backing, None);
         let (second, backing) = open(Some("whole by now"));
@@ -157,5 +174,13 @@ mod tests {
         let (_, backing) = open(None);
         assert_eq!(backing.as_deref(), Some(&"whole by now"));
         assert!(opens.get(first).is_none());
+        let (passed, _) = open(None);
+        assert!(
+            opens
+                .get(passed)
+                .is_some_and(|handle| handle.whole.is_none())
+        );
+        let (ours, _) = opens.open(Ino(8), file(), whole(), |_| None);
+        assert!(opens.get(ours).is_some_and(|handle| handle.whole.is_some()));
     }
 }

@@ -22,6 +22,9 @@ pub struct MountOptions {
     pub dmask: u32,
     /// Programs on it may not be run.
     pub noexec: bool,
+    /// Files that lie whole on a local disk are read by way of us all the same. Slower; but what the disk fails to read is
+    /// then fetched, and not the reader's EIO.
+    pub no_passthrough: bool,
 }
 
 impl Default for MountOptions {
@@ -36,6 +39,7 @@ impl Default for MountOptions {
             fmask: 0o333,
             dmask: 0o222,
             noexec: false,
+            no_passthrough: false,
         }
     }
 }
@@ -76,6 +80,7 @@ impl MountOptions {
             "allow_root" => self.allow_root = true,
             "noexec" => self.noexec = true,
             "exec" => self.noexec = false,
+            "no_passthrough" => self.no_passthrough = true,
             "uid" => self.uid = number(10)?,
             "gid" => self.gid = number(10)?,
             "umask" => (self.fmask, self.dmask) = (number(8)?, number(8)?),
@@ -149,7 +154,7 @@ mod tests {
     #[test]
     fn options_as_fstab_writes_them() {
         let mut options = MountOptions::default();
-        let stray = options.apply("ro,allow_other,,uid=7,umask=027,fmask=0133,noauto,x-systemd.automount,cache=/c,no_sign_request");
+        let stray = options.apply("ro,allow_other,,uid=7,umask=027,fmask=0133,noauto,x-systemd.automount,cache=/c,no_passthrough,no_sign_request");
         assert_eq!(
             stray.unwrap(),
             [
@@ -157,7 +162,7 @@ mod tests {
                 ("no_sign_request".into(), None)
             ]
         );
-        assert!(options.allow_other && options.uid == 7);
+        assert!(options.allow_other && options.uid == 7 && options.no_passthrough);
         assert_eq!((options.mode(false), options.mode(true)), (0o444, 0o550));
         assert!(
             options

@@ -6,10 +6,11 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::watch;
 
+use super::fan::{self, Objects};
 use super::{Found, Ino, RESERVED, Step, Tree};
 use crate::client::{Depth, ListEntry, ObjectClient};
 use crate::error::{Answer, Error, Result};
@@ -59,14 +60,8 @@ impl Root {
     fn parts(self, client: &Arc<dyn ObjectClient>) -> (ObjectUri, Objects) {
         match self {
             Self::Folder(uri) => {
-                let entries = client.list(&uri, Depth::All);
-                let objects = entries.try_filter_map(|entry| async {
-                    Ok(match entry {
-                        ListEntry::Object(meta) => Some(meta),
-                        ListEntry::Prefix(_) => None,
-                    })
-                });
-                (uri, objects.boxed())
+                let objects = fan::objects(client, &uri);
+                (uri, objects)
             }
             Self::Object(meta) => {
                 let key = meta.id.uri.key();
@@ -77,8 +72,6 @@ impl Root {
         }
     }
 }
-
-type Objects = BoxStream<'static, Result<ObjectMeta>>;
 
 fn not_found(uri: &ObjectUri) -> Error {
     Error::NotFound {
