@@ -93,9 +93,11 @@ def test_corrupt_bytes_are_an_error_with_an_offset(server: Server, options: Opti
     assert failed.value.key == "errors/corrupt"
 
 
-def test_nobody_listens() -> None:
-    with pytest.raises(ConnectionError, match="connection failed"):
-        list(standpipe.stream("s3://b/k", endpoint_url="http://127.0.0.1:9", no_sign_request=True))
+def test_a_server_that_speaks_no_tls_is_told_at_once(server: Server) -> None:
+    endpoint = server.endpoint.replace("http:", "https:")
+    with pytest.raises(ConnectionError) as failed:
+        standpipe.open("s3://data/x", endpoint_url=endpoint, no_sign_request=True)
+    assert isinstance(failed.value, standpipe.TlsError)
 
 
 def test_they_come_back_from_a_worker_process(server: Server, options: Options) -> None:
