@@ -93,11 +93,17 @@ def test_corrupt_bytes_are_an_error_with_an_offset(server: Server, options: Opti
     assert failed.value.key == "errors/corrupt"
 
 
-def test_a_server_that_speaks_no_tls_is_told_at_once(server: Server) -> None:
-    endpoint = server.endpoint.replace("http:", "https:")
-    with pytest.raises(ConnectionError) as failed:
-        standpipe.open("s3://data/x", endpoint_url=endpoint, no_sign_request=True)
-    assert isinstance(failed.value, standpipe.TlsError)
+def test_a_certificate_of_nobody_known_is_told_at_once_and_one_that_is_named_is_trusted() -> None:
+    server = Server("--tls", "--synthetic", "data/x=100")
+    try:
+        with pytest.raises(ConnectionError) as failed:
+            standpipe.open("s3://data/x", **server.options)
+        assert isinstance(failed.value, standpipe.TlsError)
+        assert failed.value.fix is not None and "ca_bundle" in failed.value.fix
+        with standpipe.open("s3://data/x", **server.options, ca_bundle=server.ca_file) as file:
+            assert len(file.read()) == 100
+    finally:
+        server.stop()
 
 
 def test_they_come_back_from_a_worker_process(server: Server, options: Options) -> None:
