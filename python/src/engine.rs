@@ -24,7 +24,9 @@ const KEPT: usize = 8;
 
 type Key = (Config, bool);
 
-static ENGINES: PerProcess<Mutex<Vec<(Key, Arc<Engine>)>>> = PerProcess::new();
+type Engines = Vec<(Key, Arc<Engine>)>;
+
+static ENGINES: PerProcess<Mutex<Engines>> = PerProcess::new();
 
 /// What reads.
 #[derive(Debug)]
@@ -157,7 +159,7 @@ async fn connect_s3(
     }
 }
 
-fn engines() -> MutexGuard<'static, Vec<(Key, Arc<Engine>)>> {
+fn engines() -> MutexGuard<'static, Engines> {
     let engines = ENGINES.get(Mutex::default);
     engines.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -168,7 +170,7 @@ fn find(engines: &[(Key, Arc<Engine>)], key: &Key) -> Option<Arc<Engine>> {
 }
 
 /// Lets go of the oldest engines that nobody uses.
-fn make_room(engines: &mut Vec<(Key, Arc<Engine>)>) {
+fn make_room(engines: &mut Engines) {
     while engines.len() >= KEPT {
         let idle = engines
             .iter()

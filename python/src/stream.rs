@@ -142,6 +142,8 @@ impl Stream {
     /// asking again. Raises StopAsyncIteration at the end.
     fn poll(&self, py: Python<'_>) -> PyResult<Option<Chunk>> {
         let live = self.live(py)?;
+        // Before the look: what rings after it must find the descriptor.
+        self.fileno(py)?;
         let look = py.detach(|| {
             let mut live = live.try_lock().ok()?;
             live.bell.silence();

@@ -5,6 +5,27 @@ from typing import Any, Literal, Self, final
 
 from typing_extensions import Buffer
 
+__all__ = [
+    "Chunk",
+    "Config",
+    "Entries",
+    "Entry",
+    "FastFiles",
+    "Listing",
+    "LocalFile",
+    "ObjectHandle",
+    "ObjectInfo",
+    "Stream",
+    "__version__",
+    "download",
+    "list_objects",
+    "open_listed",
+    "open_object",
+    "open_stream",
+    "run_command",
+    "stat_object",
+]
+
 __version__: str
 
 @final

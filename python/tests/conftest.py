@@ -37,7 +37,9 @@ class Server:
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
-        self.endpoint: str = json.loads(self._process.stdout.readline())["endpoint"]
+        told = json.loads(self._process.stdout.readline())
+        self.endpoint: str = told["endpoint"]
+        self.ca_file: str | None = told["ca_file"]
         self.options: Options = {"endpoint_url": self.endpoint, "no_sign_request": True}
 
     def request(self, method: str, path: str, body: bytes | None = None) -> bytes:

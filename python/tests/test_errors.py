@@ -93,9 +93,17 @@ def test_corrupt_bytes_are_an_error_with_an_offset(server: Server, options: Opti
     assert failed.value.key == "errors/corrupt"
 
 
-def test_nobody_listens() -> None:
-    with pytest.raises(ConnectionError, match="connection failed"):
-        list(standpipe.stream("s3://b/k", endpoint_url="http://127.0.0.1:9", no_sign_request=True))
+def test_a_certificate_of_nobody_known_is_told_at_once_and_one_that_is_named_is_trusted() -> None:
+    server = Server("--tls", "--synthetic", "data/x=100")
+    try:
+        with pytest.raises(ConnectionError) as failed:
+            standpipe.open("s3://data/x", **server.options)
+        assert isinstance(failed.value, standpipe.TlsError)
+        assert failed.value.fix is not None and "ca_bundle" in failed.value.fix
+        with standpipe.open("s3://data/x", **server.options, ca_bundle=server.ca_file) as file:
+            assert len(file.read()) == 100
+    finally:
+        server.stop()
 
 
 def test_they_come_back_from_a_worker_process(server: Server, options: Options) -> None:

@@ -155,7 +155,8 @@ def test_it_serves_s3_only_when_asked(server: Server) -> None:
     # fsspec keeps its protocols in a global.
     run(
         f"""
-                import fsspec
+        import json
+        import fsspec
         import standpipe.fsspec
         from fsspec.registry import known_implementations
 
