@@ -5,6 +5,7 @@ mod cache_hosts;
 mod cache_policy;
 mod cli;
 mod conformance;
+mod content;
 mod fastfile;
 mod fastfile_files;
 mod fastfile_model;
