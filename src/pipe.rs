@@ -29,12 +29,14 @@ mod holders;
 mod lifecycle;
 mod lock;
 mod name;
+mod position;
 mod server;
 mod status;
 mod sys;
 
 pub use cancel::Canceller;
 pub use name::{ChannelName, check_names};
+pub use position::Position;
 pub use server::{PipeServer, Watch};
 pub use status::Failure;
 
