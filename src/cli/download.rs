@@ -90,7 +90,7 @@ fn lanes(engine: &PrefetchConfig, fsync: bool) -> DownloadConfig {
     config
 }
 
-fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'static {
+pub(super) fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'static {
     move || {
         // Before the numbers that it makes final.
         let is_listed = progress.is_listed();

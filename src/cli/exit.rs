@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use super::interrupt;
+use super::report::Report;
 use crate::error::{Error, Result};
 
 pub(super) const FAILURE: u8 = 1;
@@ -41,6 +42,7 @@ Examples:
   standpipe cat 's3://bucket/shard-{000..015}.tar' | tar t
   standpipe download s3://bucket/train/ ./train
   standpipe pipe --channel train=s3://bucket/train/ --dir ./channels --epochs 3
+  standpipe run --base-dir ./job --channel train=s3://bucket/train/,mode=pipe -- python3 train.py
   standpipe bench s3://bucket/train/            # which flags suit this host
 ";
 
@@ -61,19 +63,19 @@ pub(super) static TABLE_HELP: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The code of a finished command.
-pub(super) fn code<T>(result: &Result<T>) -> ExitCode {
+pub(super) fn code(result: &Result<Report>) -> ExitCode {
     ExitCode::from(number(result))
 }
 
 /// [`code`] as a number.
-pub(super) fn number<T>(result: &Result<T>) -> u8 {
+pub(super) fn number(result: &Result<Report>) -> u8 {
     match result {
-        Ok(_) => 0,
+        Ok(report) => report.exit_code,
         Err(error) => of(error),
     }
 }
 
-fn of(error: &Error) -> u8 {
+pub(super) fn of(error: &Error) -> u8 {
     match error.root() {
         Error::Config { .. } => USAGE,
         Error::NotFound { .. } => NOT_FOUND,

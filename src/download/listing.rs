@@ -37,7 +37,7 @@ fn next(
     objects: &mut (impl futures::Stream<Item = Result<ObjectMeta>> + Unpin),
 ) -> Result<Option<ObjectMeta>> {
     loop {
-        if download.stop.is_set() {
+        if download.stop.is_stopped() {
             return Err(Error::Cancelled);
         }
         let next = async { tokio::time::timeout(STOP_POLL, objects.next()).await };
