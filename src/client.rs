@@ -72,6 +72,16 @@ pub trait ObjectClient: Debug + Send + Sync + 'static {
     /// A retryable error does not end the listing: polled again, the stream asks for the same page again. Only a
     /// listing that is complete, or has given an error that no retry heals, ends.
     fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>>;
+
+    /// Lists the objects under a prefix whose keys come after `after` in byte order, with [`Depth::All`]; so a long listing
+    /// can be made in several parts at once. `None` when this client, or this bucket, can only be listed from the start.
+    fn list_after(
+        &self,
+        _prefix: &ObjectUri,
+        _after: &str,
+    ) -> Option<BoxStream<'static, Result<ListEntry>>> {
+        None
+    }
 }
 
 /// How far a listing goes.

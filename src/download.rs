@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::input::Source;
+use crate::input::{Selection, Source};
 use crate::metrics::{Counter, Gauge, Presence};
 use crate::prefetch::Prefetcher;
 
@@ -118,7 +118,7 @@ impl DownloadProgress {
 #[derive(Debug)]
 pub struct Download {
     engine: Prefetcher,
-    source: Source,
+    selection: Selection,
     directory: PathBuf,
     config: DownloadConfig,
     progress: Arc<DownloadProgress>,
@@ -164,9 +164,19 @@ impl Download {
         directory: impl Into<PathBuf>,
         config: DownloadConfig,
     ) -> Self {
+        Self::of(engine, source.into(), directory, config)
+    }
+
+    /// The same of a manifest, or of a host's share.
+    pub fn of(
+        engine: Prefetcher,
+        selection: Selection,
+        directory: impl Into<PathBuf>,
+        config: DownloadConfig,
+    ) -> Self {
         Self {
             engine,
-            source,
+            selection,
             directory: directory.into(),
             config,
             progress: Arc::default(),
@@ -190,7 +200,7 @@ impl Download {
     /// The first failure ends it. What is finished stays, large files that are not stay under temporary names, and
     /// another run goes on from there.
     pub fn run(&self) -> Result<()> {
-        let root = self.source.root()?;
+        self.selection.source.root()?;
         self.check_directory()?;
         std::thread::scope(|scope| -> Result<()> {
             let mut lanes = Vec::new();
@@ -203,7 +213,7 @@ impl Download {
                     drop(writer);
                 });
             }
-            self.unless_stopped(listing::distribute(self, &root, lanes));
+            self.unless_stopped(listing::distribute(self, lanes));
             Ok(())
         })?;
         let result = self.stop.result();

@@ -246,6 +246,14 @@ pub enum Error {
         /// The last attempt's error.
         source: Box<Error>,
     },
+    /// What an entry of a manifest names could not be had; the source is why.
+    #[error("{place}")]
+    Entry {
+        /// The manifest, and the line and attribute where there are some.
+        place: String,
+        /// The error of the object.
+        source: Box<Error>,
+    },
     /// The reader was closed, or the process is shutting down.
     #[error("cancelled")]
     Cancelled,
@@ -301,10 +309,10 @@ impl Error {
         )
     }
 
-    /// The error without the retry wrapper around it.
+    /// The error without what is around it: retries, and the place in a manifest.
     pub fn root(&self) -> &Error {
         match self {
-            Self::RetriesExhausted { source, .. } => source.root(),
+            Self::RetriesExhausted { source, .. } | Self::Entry { source, .. } => source.root(),
             other => other,
         }
     }

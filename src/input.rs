@@ -24,17 +24,36 @@
 //!
 //! Directory markers (`x/` with no bytes) are skipped everywhere: they are not data.
 
+mod agenda;
+mod augmented;
 mod braces;
+mod catalog;
 mod channel;
 mod distribution;
+mod fetch;
+mod inventory;
+mod listing;
+mod manifest;
+mod order;
+mod pins;
+mod ranges;
+mod selection;
 mod shuffle;
 mod source;
 
+pub use agenda::{Agenda, Objects, Place, Script, Step, manifest_objects, read_manifest};
+pub use augmented::{AugmentedManifest, Item};
 pub use braces::{Braces, MAX_EXPANSION};
+pub use catalog::Catalog;
 pub use channel::{
     Channel, Compression, InputMode, MAX_RECORD_BYTES, ManifestNames, OnMissingAttribute,
     RecordWrapper, S3DataType,
 };
 pub use distribution::{Distribution, Shard};
+pub use inventory::Inventory;
+pub use manifest::Manifest;
+pub use order::{Order, Places};
+pub use pins::REFERENCES_AHEAD;
+pub use selection::Selection;
 pub use shuffle::{ShuffleConfig, permutation};
 pub use source::{HEADS_AHEAD, Lookup, Source};

@@ -1,7 +1,7 @@
 //! Pipe mode: one FIFO per channel and epoch, read like a file from front to back.
 //!
 //! A trainer opens `train_0`, reads to the end, closes it, and finds `train_1` for the next epoch. [`PipeServer`] makes
-//! the FIFOs, fills each from an [`ObjectReader`] and takes it away. What a trainer may rely on is written in
+//! the FIFOs, fills each from an [`EpochStream`] and takes it away. What a trainer may rely on is written in
 //! docs/SEMANTICS.md, clause by clause; each clause stands over the test that proves it.
 //!
 //! What limits it: a byte is copied into the pipe and out of it, about 2 to 3 GB/s on one core with a pipe of 1 MiB, and
@@ -18,30 +18,36 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::metrics::Presence;
-use crate::prefetch::ObjectReader;
 
 mod attendance;
 mod cancel;
 mod channel;
+mod content;
 mod feed;
 mod fifo;
 mod holders;
 mod lifecycle;
 mod lock;
 mod name;
+mod piece;
 mod position;
 mod server;
+mod shape;
+mod spool;
 mod status;
+mod stream;
 mod sys;
 
 pub use cancel::Canceller;
+pub use content::Content;
 pub use name::{ChannelName, check_names};
 pub use position::Position;
 pub use server::{PipeServer, Watch};
 pub use status::Failure;
+pub use stream::EpochStream;
 
 /// Opens the stream of an epoch.
-pub type EpochSource = dyn Fn(u64) -> Result<ObjectReader> + Send + Sync;
+pub type EpochSource = dyn Fn(u64) -> Result<EpochStream> + Send + Sync;
 
 /// Hears of a failure at once.
 pub type OnFailure = Arc<dyn Fn(&Failure) + Send + Sync>;
@@ -64,12 +70,12 @@ impl fmt::Debug for PipeChannel {
 }
 
 impl PipeChannel {
-    /// A channel called `name`.
-    pub fn new(
+    /// A channel called `name`. Its epochs are readers of the engine, or what a [`Content`] makes of a channel.
+    pub fn new<S: Into<EpochStream>>(
         name: ChannelName,
-        source: impl Fn(u64) -> Result<ObjectReader> + Send + Sync + 'static,
+        source: impl Fn(u64) -> Result<S> + Send + Sync + 'static,
     ) -> Self {
-        let source = Arc::new(source);
+        let source = Arc::new(move |epoch| source(epoch).map(Into::into));
         Self { name, source }
     }
 }

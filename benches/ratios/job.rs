@@ -41,6 +41,10 @@ pub(crate) enum Work {
         size_bytes: u64,
         count: u64,
     },
+    /// The objects that an augmented manifest names, in its order, sizes unknown at first.
+    Augmented { manifest: String },
+    /// Every key below a prefix, by the way that channels list. Samples count keys as requests.
+    List { prefix: String, in_one_go: bool },
     /// One object through a FIFO to a process that reads it.
     Fifo { key: String, size_bytes: u64 },
     /// From nothing to the end of a dataset, through a FIFO. `first_byte_only`: the reader leaves then.
@@ -180,6 +184,8 @@ impl Job {
                 size_bytes,
                 count,
             } => work::objects(&job, prefix, *size_bytes, *count),
+            Work::Augmented { manifest } => work::augmented(&job, manifest),
+            Work::List { prefix, in_one_go } => work::list(&job, prefix, *in_one_go),
             Work::Fifo { key, size_bytes } => fifo::fifo(&job, key, *size_bytes),
             Work::Train {
                 prefix,

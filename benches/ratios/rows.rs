@@ -177,6 +177,11 @@ impl Row {
                 let right = match &task.work {
                     Work::Small { requests, .. } => found.0 == requests * task.part_bytes,
                     Work::FirstByte { .. } => found.0 == task.part_bytes,
+                    Work::Objects {
+                        prefix,
+                        size_bytes,
+                        count,
+                    } if prefix == "few/" => found.0 == size_bytes * count,
                     Work::Train {
                         first_byte_only: true,
                         ..
@@ -346,6 +351,8 @@ pub(crate) fn all(scale: Scale) -> Vec<Row> {
         small(sizes),
         objects(sizes, "objects-fixed", "30ms+20ms/MiB"),
         objects(sizes, "objects-tail", "s3"),
+        augmented(sizes),
+        listing(sizes),
         capped(sizes),
         fifo(sizes),
         first_byte(sizes),
@@ -562,6 +569,107 @@ fn objects(sizes: Sizes, name: &'static str, latency: &str) -> Row {
             sizes,
             aim("objects/s, direct to raw", Bound::AtLeast(0.95), |round| {
                 round.ratio("direct", "raw", Sample::gb_per_s)
+            }),
+        )
+}
+
+/// One by one the whole would take minutes: a fiftieth is read that way, and rates are compared.
+fn augmented(sizes: Sizes) -> Row {
+    let (count, size_bytes) = (sizes.pick(10_000, 5_000, 100), 100_000);
+    let few = count / 50;
+    let of = |key: &str, count| Objects {
+        key: key.into(),
+        size_bytes,
+        count: Some(count),
+    };
+    let spec = Spec {
+        shape: model("s3"),
+        objects: vec![of("set/", count), of("few/", few)],
+        manifests: vec![("set.jsonl".into(), "set/".into())],
+        ..Spec::default()
+    };
+    let raw = |lanes, prefix: &str, count| {
+        let work = Work::Objects {
+            prefix: prefix.into(),
+            size_bytes,
+            count,
+        };
+        task(Client::Raw, lanes, work)
+    };
+    let ours = Task {
+        memory_bytes: 256 * MIB,
+        ..task(
+            Client::Direct,
+            64,
+            Work::Augmented {
+                manifest: "set.jsonl".into(),
+            },
+        )
+    };
+    let what = format!(
+        "an augmented manifest with {count} refs of 100 KB in order, 64 in flight, latency s3, against GETs of known objects: 64 threads in any order, and one ({few} objects)"
+    );
+    sizes
+        .row("augmented", what, spec)
+        .truth(sizes, Truth::Touched("set/"))
+        .case("64 naive", raw(64, "set/", count))
+        .case("one by one", raw(1, "few/", few))
+        .case("augmented", ours)
+        .aim(
+            sizes,
+            aim(
+                "objects/s, augmented to 64 naive",
+                Bound::AtLeast(0.9),
+                |round| round.ratio("augmented", "64 naive", Sample::gb_per_s),
+            ),
+        )
+        .aim(
+            sizes,
+            aim(
+                "objects/s, augmented to one by one",
+                Bound::AtLeast(30.0),
+                |round| round.ratio("augmented", "one by one", Sample::gb_per_s),
+            ),
+        )
+}
+
+/// A page takes what a small GET takes, and its own bytes; S3's pages are slower still.
+fn listing(sizes: Sizes) -> Row {
+    let count = sizes.pick(500_000, 200_000, 6_000);
+    let spec = Spec {
+        shape: model("60ms"),
+        objects: vec![Objects {
+            key: "keys/".into(),
+            size_bytes: 1,
+            count: Some(count),
+        }],
+        ..Spec::default()
+    };
+    let list = |in_one_go| {
+        let work = Work::List {
+            prefix: "keys/".into(),
+            in_one_go,
+        };
+        task(Client::Direct, 64, work)
+    };
+    sizes
+        .row(
+            "listing",
+            format!("{count} keys, pages of 1,000 after 60 ms each"),
+            spec,
+        )
+        .case("in one go", list(true))
+        .case("in ranges", list(false))
+        .aim(
+            sizes,
+            aim("keys/s, in ranges", Bound::AtLeast(50_000.0), |round| {
+                round.get("in ranges").requests_per_s()
+            }),
+        )
+        .aim(
+            sizes,
+            aim("keys/s, in ranges to in one go", Bound::None, |round| {
+                round.ratio("in ranges", "in one go", Sample::requests_per_s)
             }),
         )
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fake_s3::raw::{self, Order, RawReader};
 use standpipe::buffer::PartBuf;
 use standpipe::client::ObjectClient;
+use standpipe::input::{Agenda, Catalog, Channel, Lookup, Shard, Source};
 use standpipe::metrics::Metrics;
 use standpipe::object::{ByteRange, ObjectId};
 use standpipe::prefetch::{PrefetchConfig, Prefetcher};
@@ -211,6 +212,61 @@ pub(crate) fn objects(job: &Job, prefix: &str, size_bytes: u64, count: u64) -> O
         consumer.bytes,
         consumer.fingerprint,
         metrics.requests.get(),
+    ))
+}
+
+/// As `standpipe pipe` reads them, without the FIFO.
+pub(crate) fn augmented(job: &Job, manifest: &str) -> Outcome<Sample> {
+    let metrics = Arc::new(Metrics::default());
+    let client = job.connect(&metrics)?;
+    let engine = engine(job, &client, &metrics)?;
+    let channel =
+        format!("train=s3://{BUCKET}/{manifest},s3-data-type=augmented,attribute-names=x-ref");
+    let channel: Channel = channel.parse()?;
+    let (mut meter, mut consumer) = (Meter::start(job.endpoint.pid), Consumer::default());
+    let agenda = Agenda::open(&client, &channel, Shard::WHOLE);
+    let agenda = standpipe::runtime::handle().block_on(agenda)?;
+    let mut reader = engine.read_all(agenda.objects(0))?.blocking();
+    while let Some(chunk) = reader.next_chunk()? {
+        meter.byte_seen();
+        consumer.eat(&chunk.bytes);
+    }
+    Ok(Sample::new(
+        &meter.stop(),
+        consumer.bytes,
+        consumer.fingerprint,
+        metrics.requests.get(),
+    ))
+}
+
+/// Lists a prefix; the fingerprint is of the keys.
+pub(crate) fn list(job: &Job, prefix: &str, in_one_go: bool) -> Outcome<Sample> {
+    use futures::StreamExt;
+    let metrics = Arc::new(Metrics::default());
+    let client = job.connect(&metrics)?;
+    let meter = Meter::start(job.endpoint.pid);
+    let mut objects = match in_one_go {
+        true => stack::list(&client, prefix),
+        false => format!("s3://{BUCKET}/{prefix}")
+            .parse::<Source>()?
+            .objects(&client, Lookup::Prefix),
+    };
+    let (mut consumer, mut keys) = (Consumer::default(), 0);
+    let catalog = standpipe::runtime::handle().block_on(async {
+        let mut catalog = Catalog::default();
+        while let Some(meta) = objects.next().await.transpose()? {
+            consumer.eat(meta.id.uri.key().as_bytes());
+            keys += 1;
+            catalog.push(&meta);
+        }
+        Ok::<_, standpipe::error::Error>(catalog)
+    })?;
+    assert_eq!(catalog.len(), keys);
+    Ok(Sample::new(
+        &meter.stop(),
+        consumer.bytes,
+        consumer.fingerprint,
+        keys as u64,
     ))
 }
 

@@ -29,6 +29,9 @@ pub(crate) struct Spec {
     pub(crate) tls: bool,
     pub(crate) shape: Shape,
     pub(crate) objects: Vec<Objects>,
+    /// Keys of augmented manifests, each with a line for every object below a prefix.
+    #[serde(default)]
+    pub(crate) manifests: Vec<(String, String)>,
 }
 
 /// Computed objects: the one called `key`, or `count` of them with numbers behind it.
@@ -121,6 +124,13 @@ fn serve(spec: &Spec) -> Outcome<()> {
         for (seed, key) in (0..).zip(objects.keys()) {
             server.put_synthetic(BUCKET, &key, objects.size_bytes, seed);
         }
+    }
+    for (key, prefix) in &spec.manifests {
+        let named = spec.objects.iter().filter(|objects| objects.key == *prefix);
+        let lines = named
+            .flat_map(Objects::keys)
+            .map(|key| format!("{{\"x-ref\": \"s3://{BUCKET}/{key}\"}}\n"));
+        server.put(BUCKET, key, lines.collect::<String>().as_bytes());
     }
     let ca_file = tempfile::NamedTempFile::new()?;
     let pem = server.ca_pem();

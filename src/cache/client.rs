@@ -305,4 +305,12 @@ impl ObjectClient for CachedClient {
     fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
         self.inner.list(prefix, depth)
     }
+
+    fn list_after(
+        &self,
+        prefix: &ObjectUri,
+        after: &str,
+    ) -> Option<BoxStream<'static, Result<ListEntry>>> {
+        self.inner.list_after(prefix, after)
+    }
 }

@@ -136,4 +136,12 @@ impl ObjectClient for ByScheme {
     fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
         self.of(prefix).list(prefix, depth)
     }
+
+    fn list_after(
+        &self,
+        prefix: &ObjectUri,
+        after: &str,
+    ) -> Option<BoxStream<'static, Result<ListEntry>>> {
+        self.of(prefix).list_after(prefix, after)
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::flags::{EngineFlags, switch};
+use super::flags::{EngineFlags, HostFlags, switch};
 use super::progress::{Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
 use super::size::human;
@@ -14,8 +14,9 @@ use super::total::Total;
 use super::{Context, connect, interrupt};
 use crate::download::{self, DownloadConfig, DownloadProgress};
 use crate::error::Result;
-use crate::input::Source;
+use crate::input::{ManifestNames, S3DataType, Selection, Source};
 use crate::metrics::Sink;
+use crate::object::Scheme;
 use crate::prefetch::{PrefetchConfig, Prefetcher};
 
 /// One that is written, and some on their way.
@@ -27,7 +28,11 @@ complete and verified. A second run fetches only what is missing or different (i
 goes on inside large files (8 MiB and more) that were interrupted. Those are hidden, named
 .standpipe-*.part and .sums, and may be deleted when no download runs.
 
+With --shard (or --hosts and --current-host) each host takes its share of the objects; a manifest's
+files are named by their whole keys.
+
   standpipe download s3://bucket/train/ ./train
+  standpipe download s3://bucket/train/ ./train --shard 2/8
   standpipe download 's3://bucket/shard-{000..015}.tar' ./shards";
 
 /// Download an object, a prefix or a pattern into a directory
@@ -38,9 +43,29 @@ pub(super) struct Download {
     uri: Source,
     /// Where to put it; made if missing
     dir: PathBuf,
+    /// prefix, or manifest: the URI is a list of objects
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "prefix",
+        env = "STANDPIPE_S3_DATA_TYPE",
+        hide_env = true
+    )]
+    s3_data_type: S3DataType,
+    /// Of a manifest: full-key, or relative to its prefix
+    #[arg(
+        long,
+        value_name = "NAMES",
+        default_value = "full-key",
+        env = "STANDPIPE_MANIFEST_NAMES",
+        hide_env = true
+    )]
+    manifest_names: ManifestNames,
     /// Flush each file before it gets its name: survives a loss of power
     #[arg(long, value_parser = switch, env = "STANDPIPE_FSYNC", hide_env = true)]
     fsync: bool,
+    #[command(flatten)]
+    hosts: HostFlags,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -49,9 +74,14 @@ impl Download {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
         let engine = self.engine.config()?;
         let config = lanes(&engine, self.fsync);
-        let client = context.connect(&connect::schemes([&self.uri]), &engine)?;
+        let selection = self.selection()?;
+        let mut schemes = connect::schemes([&self.uri]);
+        if self.s3_data_type == S3DataType::ManifestFile {
+            schemes.extend([Scheme::S3, Scheme::File]);
+        }
+        let client = context.connect(&schemes, &engine)?;
         let engine = Prefetcher::new(client, engine, context.metrics.clone())?;
-        let download = download::Download::new(engine, self.uri, self.dir, config);
+        let download = download::Download::of(engine, selection, self.dir, config);
         let stop = download.stop().clone();
         interrupt::listen(move || stop.cancel())?;
         let progress = Progress::start(
@@ -65,6 +95,19 @@ impl Download {
         }
         result?;
         Ok(report(download.progress(), context))
+    }
+}
+
+impl Download {
+    fn selection(&self) -> Result<Selection> {
+        let mut selection = Selection::from(self.uri.clone());
+        selection.data_type = self.s3_data_type;
+        selection.names = self.manifest_names;
+        selection.shard = self.hosts.shard()?.unwrap_or_default();
+        match self.s3_data_type {
+            S3DataType::AugmentedManifestFile => Err(selection.no_files()),
+            _ => Ok(selection),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::Size;
 use crate::cache::CacheConfig;
 use crate::checksum::ChecksumPolicy;
 use crate::error::Result;
+use crate::input::Shard;
 use crate::prefetch::{PrefetchConfig, model_concurrency};
 
 /// The link that the defaults are made for, as the engine's are.
@@ -99,6 +100,51 @@ pub(super) struct SourceFlags {
         hide_env = true
     )]
     pub(super) transport: TransportFlag,
+}
+
+/// Which host this is: for inputs that are shared out.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Hosts")]
+pub(super) struct HostFlags {
+    /// All hosts, this one included; their order does not matter
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        requires = "current_host",
+        env = "STANDPIPE_HOSTS",
+        hide_env = true
+    )]
+    hosts: Vec<String>,
+    /// This host's name among them
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "hosts",
+        env = "STANDPIPE_CURRENT_HOST",
+        hide_env = true
+    )]
+    current_host: Option<String>,
+    /// This host's share, from 0, in place of names: 2/8
+    #[arg(
+        long,
+        value_name = "RANK/COUNT",
+        conflicts_with = "hosts",
+        env = "STANDPIPE_SHARD",
+        hide_env = true
+    )]
+    shard: Option<Shard>,
+}
+
+impl HostFlags {
+    /// This host's share, if anything says what it is.
+    pub(super) fn shard(&self) -> Result<Option<Shard>> {
+        match (&self.shard, &self.current_host) {
+            (Some(shard), _) => Ok(Some(*shard)),
+            (None, Some(current)) => Shard::of_host(current, &self.hosts).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 impl SourceFlags {

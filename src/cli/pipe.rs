@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use futures::StreamExt;
 use serde_json::json;
 
-use super::flags::EngineFlags;
+use super::flags::{EngineFlags, HostFlags};
 use super::progress::{self, Progress, Sample};
 use super::report::{Report, Traffic, counted, moved};
 use super::total::{Listed, Total};
 use super::{Context, connect, interrupt};
 use crate::error::{Error, Result};
-use crate::input::{Channel, Lookup};
+use crate::input::{Channel, Distribution, InputMode, S3DataType, Shard};
 use crate::metrics::Sink;
+use crate::object::Scheme;
 use crate::pipe::{
-    ChannelSummary, Failure, PipeChannel, PipeConfig, PipeServer, PipeSummary, Watch,
+    ChannelSummary, Content, Failure, PipeChannel, PipeConfig, PipeServer, PipeSummary, Watch,
 };
 use crate::prefetch::Prefetcher;
 use crate::runtime;
@@ -30,15 +30,25 @@ and finds DIR/train_1 for the next epoch. The stream is every object whose key s
 back to back, in key order. An epoch that fails never ends: the cause is printed and written to
 DIR/train_0.error.json, and the process exits with its code once the reader has gone.
 
+Options follow the URI, with commas between them (a comma of the URI itself is written \\,):
+  shuffle=SEED                      another order of the objects in each epoch
+  distribution=sharded              each host its share (--hosts and --current-host, or --shard)
+  s3-data-type=manifest|augmented   the URI is a manifest; augmented needs attribute-names=A-ref:B
+  on-missing-attribute=skip         leave out lines that lack one [default: fail]
+  record-wrapper=recordio           a RecordIO record around each object or attribute
+  record-part-size=BYTES            records of more than that are split
+  compression=gzip                  decompress each object
+
   standpipe pipe --channel train=s3://bucket/train/ --dir /opt/ml/input/data --epochs 3 &
-  python train.py";
+  python train.py
+  standpipe pipe --channel train=s3://bucket/train/,shuffle=7,distribution=sharded --shard 0/4 --dir .";
 
 /// Serve channels as FIFOs, one per epoch, as SageMaker's Pipe mode does
 #[derive(Debug, Args)]
 #[command(after_help = NOTES)]
 pub(super) struct Pipe {
     /// A channel and its data; may be given again for more channels
-    #[arg(long, required = true, value_name = "NAME=URI")]
+    #[arg(long, required = true, value_name = "NAME=URI[,OPTION=VALUE]...")]
     channel: Vec<Channel>,
     /// Where the FIFOs are made; made if missing
     #[arg(long, env = "STANDPIPE_DIR", hide_env = true)]
@@ -53,32 +63,30 @@ pub(super) struct Pipe {
     #[arg(long, value_name = "SECONDS", default_value_t = 75)]
     failure_grace: u64,
     #[command(flatten)]
+    hosts: HostFlags,
+    #[command(flatten)]
     engine: EngineFlags,
 }
 
 impl Pipe {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
         let config = self.engine.config()?;
-        let client = context.connect(
-            &connect::schemes(self.channel.iter().map(|c| &c.source)),
-            &config,
-        )?;
+        let host = self.host()?;
+        let client = context.connect(&self.schemes(), &config)?;
         let engine = Prefetcher::new(client, config, context.metrics.clone())?;
-        for channel in &self.channel {
-            check(&engine, channel).inspect_err(|error| self.leave_word(channel, error))?;
-        }
+        let contents = self.open(&engine, host)?;
         let totals: Vec<_> = self
             .channel
             .iter()
             .map(|_| EpochTotals::default())
             .collect();
-        let mut server = self.start(&engine, &totals, context)?;
+        let mut server = self.start(&contents, &totals, context)?;
         self.announce(context);
         let canceller = server.canceller();
         interrupt::listen(move || canceller.cancel())?;
         let progress = Progress::start(
             context.shows_progress(),
-            sampler(server.watch(), totals, self.epochs),
+            sampler(server.watch(), contents, totals, self.epochs),
         );
         let result = server.wait();
         drop(progress);
@@ -90,6 +98,61 @@ impl Pipe {
             (_, Some(_)) => Err(Error::Cancelled),
             (summary, None) => Ok(report(&summary)),
         }
+    }
+
+    fn host(&self) -> Result<Shard> {
+        for channel in &self.channel {
+            channel.validate(InputMode::Pipe)?;
+            if let Some(mode) = channel.mode.filter(|mode| *mode != InputMode::Pipe) {
+                return Err(Error::config(
+                    format!("channel {}", channel.name),
+                    format!(
+                        "{} mode is not what `standpipe pipe` serves: leave mode out",
+                        mode.as_str()
+                    ),
+                ));
+            }
+        }
+        let sharded = self
+            .channel
+            .iter()
+            .find(|channel| channel.distribution == Distribution::ShardedByS3Key);
+        match (self.hosts.shard()?, sharded) {
+            (Some(shard), _) => Ok(shard),
+            (None, None) => Ok(Shard::WHOLE),
+            (None, Some(channel)) => Err(Error::config(
+                format!("channel {}", channel.name),
+                "it is shared out over hosts, and which one is this? Name them: --hosts a,b --current-host a, or --shard 0/2",
+            )),
+        }
+    }
+
+    /// Those of the channels, and of what manifests may name.
+    fn schemes(&self) -> Vec<Scheme> {
+        let mut schemes = connect::schemes(self.channel.iter().map(|c| &c.source));
+        if self
+            .channel
+            .iter()
+            .any(|channel| channel.data_type != S3DataType::S3Prefix)
+        {
+            schemes.extend([Scheme::S3, Scheme::File]);
+        }
+        schemes
+    }
+
+    /// Finds out what there is to serve, so that a wrong URI or manifest is told now and not in an epoch that cannot end.
+    fn open(&self, engine: &Prefetcher, host: Shard) -> Result<Vec<Arc<Content>>> {
+        let opened = self
+            .channel
+            .iter()
+            .map(|channel| Content::open(engine, channel, host));
+        let opened = runtime::handle().block_on(futures::future::join_all(opened));
+        let each = self.channel.iter().zip(opened);
+        each.map(|(channel, content)| {
+            let content = content.inspect_err(|error| self.leave_word(channel, error))?;
+            Ok(Arc::new(content))
+        })
+        .collect()
     }
 
     /// Whoever waits for a FIFO finds the reason why it never comes.
@@ -120,7 +183,7 @@ impl Pipe {
 
     fn start(
         &self,
-        engine: &Prefetcher,
+        contents: &[Arc<Content>],
         totals: &[EpochTotals],
         context: &Context,
     ) -> Result<PipeServer> {
@@ -131,8 +194,11 @@ impl Pipe {
         let channels: Result<Vec<_>> = self
             .channel
             .iter()
+            .zip(contents)
             .zip(totals)
-            .map(|(channel, totals)| served(engine.clone(), channel.clone(), totals.clone()))
+            .map(|((channel, content), totals)| {
+                served(&channel.name, content.clone(), totals.clone())
+            })
             .collect();
         let (json, told, grace) = (
             context.output.json,
@@ -156,18 +222,13 @@ pub(super) fn permissions(text: &str) -> std::result::Result<u32, String> {
     mode.ok_or_else(|| "not permissions: use octal digits, such as 0640".into())
 }
 
-/// Looks whether there is anything to serve, so that a wrong URI is told now and not in an epoch that cannot end.
-fn check(engine: &Prefetcher, channel: &Channel) -> Result<()> {
-    let mut objects = channel.source.objects(engine.client(), Lookup::Prefix);
-    runtime::handle().block_on(objects.next()).transpose()?;
-    Ok(())
-}
-
-/// Every epoch lists anew: it reads what is there when it begins.
-fn served(engine: Prefetcher, channel: Channel, totals: EpochTotals) -> Result<PipeChannel> {
-    Ok(PipeChannel::new(channel.name.parse()?, move |epoch| {
-        let objects = channel.source.objects(engine.client(), Lookup::Prefix);
-        engine.read_all(totals.begin(epoch).counting(objects))
+/// The sizes of objects tell how much there will be only if they are delivered as they are.
+fn served(name: &str, content: Arc<Content>, totals: EpochTotals) -> Result<PipeChannel> {
+    Ok(PipeChannel::new(name.parse()?, move |epoch| {
+        content.epoch(epoch, |objects| match content.is_plain() {
+            true => totals.begin(epoch).counting(objects),
+            false => objects,
+        })
     }))
 }
 
@@ -204,6 +265,7 @@ fn explain(failure: &Failure, grace: Duration) -> String {
 
 fn sampler(
     watch: Watch,
+    contents: Vec<Arc<Content>>,
     totals: Vec<EpochTotals>,
     epochs: Option<u64>,
 ) -> impl Fn() -> Sample + Send + 'static {
@@ -218,13 +280,23 @@ fn sampler(
                 })
                 .reduce(|a, b| Some(a? + b?))
                 .flatten(),
-            count: match &channels[..] {
-                [only] => Some(shown_epoch(current_epoch(only), epochs)),
+            count: match (&channels[..], &contents[..]) {
+                ([channel], [content]) => {
+                    Some(shown_epoch(current_epoch(channel), epochs) + &still_listed(content))
+                }
                 _ => None,
             },
             presence: channels.iter().map(ChannelSummary::presence).sum(),
             waits_for: (!watch.has_reader()).then_some("a reader"),
         }
+    }
+}
+
+/// How far a listing is that still goes on; a shuffled epoch waits for its end.
+fn still_listed(content: &Content) -> String {
+    match content.agenda().known_items() {
+        (_, true) => String::new(),
+        (objects, false) => format!(", {objects} objects listed so far"),
     }
 }
 

@@ -20,7 +20,7 @@ use super::size::human;
 use super::{Context, connect, exit};
 use crate::download::DownloadProgress;
 use crate::error::{Error, Result};
-use crate::input::Channel;
+use crate::input::{Channel, S3DataType};
 use crate::job::{
     Cause, Cluster, ClusterFlags, FastFileAs, Job, JobConfig, JobEvent, JobSpec, JobSummary, Means,
     NOT_EXECUTABLE, NOT_FOUND, Resume, SpotNotices,
@@ -332,6 +332,11 @@ impl Run {
         let mut schemes = connect::schemes(sources);
         if config.spec.checkpoint.is_some() {
             schemes.push(Scheme::S3);
+        }
+        let mut channels = config.spec.channels.iter();
+        if channels.any(|channel| channel.data_type != S3DataType::S3Prefix) {
+            // A manifest may name either.
+            schemes.extend([Scheme::S3, Scheme::File]);
         }
         let client = context.connect(&schemes, &engine)?;
         let mut means = Means::new(client, engine, context.metrics.clone());

@@ -235,9 +235,27 @@ impl ObjectClient for FaultClient {
     }
 
     fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
+        self.faulty(prefix, self.inner.list(prefix, depth))
+    }
+
+    fn list_after(
+        &self,
+        prefix: &ObjectUri,
+        after: &str,
+    ) -> Option<BoxStream<'static, Result<ListEntry>>> {
+        Some(self.faulty(prefix, self.inner.list_after(prefix, after)?))
+    }
+}
+
+impl FaultClient {
+    fn faulty(
+        &self,
+        prefix: &ObjectUri,
+        inner: BoxStream<'static, Result<ListEntry>>,
+    ) -> BoxStream<'static, Result<ListEntry>> {
         let listing = Listing {
             prefix: prefix.clone(),
-            inner: self.inner.list(prefix, depth),
+            inner,
             shared: self.shared.clone(),
             request: None,
         };

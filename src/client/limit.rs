@@ -210,7 +210,24 @@ impl ObjectClient for LimitClient {
     }
 
     fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
-        let state = (self.inner.list(prefix, depth), self.gate.clone());
+        self.gated(self.inner.list(prefix, depth))
+    }
+
+    fn list_after(
+        &self,
+        prefix: &ObjectUri,
+        after: &str,
+    ) -> Option<BoxStream<'static, Result<ListEntry>>> {
+        Some(self.gated(self.inner.list_after(prefix, after)?))
+    }
+}
+
+impl LimitClient {
+    fn gated(
+        &self,
+        entries: BoxStream<'static, Result<ListEntry>>,
+    ) -> BoxStream<'static, Result<ListEntry>> {
+        let state = (entries, self.gate.clone());
         stream::unfold(state, |(mut entries, gate)| async move {
             let arrived = Instant::now();
             if gate.sit_out_pause().await {

@@ -139,6 +139,21 @@ impl ObjectClient for MemoryClient {
         }
         stream::iter(entries.into_iter().map(Ok)).boxed()
     }
+
+    fn list_after(
+        &self,
+        prefix: &ObjectUri,
+        after: &str,
+    ) -> Option<BoxStream<'static, Result<ListEntry>>> {
+        let objects = self.lock();
+        let behind = objects
+            .iter()
+            .filter(|(uri, _)| is_under(uri, prefix) && uri.key() > after);
+        let entries: Vec<_> = behind
+            .map(|(uri, stored)| Ok(ListEntry::Object(stored.meta(uri))))
+            .collect();
+        Some(stream::iter(entries).boxed())
+    }
 }
 
 fn is_under(uri: &ObjectUri, prefix: &ObjectUri) -> bool {

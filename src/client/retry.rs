@@ -263,7 +263,23 @@ impl ObjectClient for RetryClient {
     }
 
     fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
-        listing::retrying(self.inner.clone(), self.shared.clone(), prefix, depth)
+        let (inner, prefix) = (self.inner.clone(), prefix.clone());
+        listing::retrying(self.shared.clone(), move || inner.list(&prefix, depth))
+    }
+
+    fn list_after(
+        &self,
+        prefix: &ObjectUri,
+        after: &str,
+    ) -> Option<BoxStream<'static, Result<ListEntry>>> {
+        let _possible = self.inner.list_after(prefix, after)?;
+        let (inner, prefix, after) = (self.inner.clone(), prefix.clone(), after.to_owned());
+        let begin = move || {
+            let entries = inner.list_after(&prefix, &after);
+            // It could be begun a moment ago.
+            entries.unwrap_or_else(|| inner.list(&prefix, Depth::All))
+        };
+        Some(listing::retrying(self.shared.clone(), begin))
     }
 }
 

@@ -10,17 +10,16 @@ use super::lane::{Item, Lane};
 use super::names::local_name;
 use super::{Download, STOP_POLL};
 use crate::error::{Error, Result};
-use crate::input::Lookup;
+use crate::input::Objects;
 use crate::object::{ObjectMeta, ObjectUri};
 use crate::runtime;
 
 /// Hands every object that is not on disk to a lane. The lanes end when theirs are written.
-pub(super) fn distribute(download: &Download, root: &ObjectUri, lanes: Vec<Lane>) -> Result<()> {
-    let mut objects = download
-        .source
-        .objects(download.engine.client(), Lookup::ListFirst);
+pub(super) fn distribute(download: &Download, lanes: Vec<Lane>) -> Result<()> {
+    let client = download.engine.client();
+    let (root, mut objects) = unless_stopped(download, download.selection.open(client))??;
     while let Some(meta) = next(download, &mut objects)? {
-        if let Some(item) = missing(download, root, meta)? {
+        if let Some(item) = missing(download, &root, meta)? {
             let emptiest = lanes.iter().min_by_key(|lane| lane.waiting_bytes());
             // A lane that takes nothing has failed, and said so.
             if !emptiest.is_some_and(|lane| lane.push(item)) {
@@ -32,17 +31,20 @@ pub(super) fn distribute(download: &Download, root: &ObjectUri, lanes: Vec<Lane>
     Ok(())
 }
 
-fn next(
-    download: &Download,
-    objects: &mut (impl futures::Stream<Item = Result<ObjectMeta>> + Unpin),
-) -> Result<Option<ObjectMeta>> {
+fn next(download: &Download, objects: &mut Objects) -> Result<Option<ObjectMeta>> {
+    unless_stopped(download, objects.next())?.transpose()
+}
+
+/// Waits for an answer, or for the end of the download.
+fn unless_stopped<T>(download: &Download, answer: impl Future<Output = T>) -> Result<T> {
+    let mut answer = std::pin::pin!(answer);
     loop {
         if download.stop.is_stopped() {
             return Err(Error::Cancelled);
         }
-        let next = async { tokio::time::timeout(STOP_POLL, objects.next()).await };
+        let next = async { tokio::time::timeout(STOP_POLL, &mut answer).await };
         if let Ok(next) = runtime::handle().block_on(next) {
-            return next.transpose();
+            return Ok(next);
         }
     }
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 
-use super::Braces;
-use crate::client::{Depth, ListEntry, ObjectClient};
+use super::{Braces, listing};
+use crate::client::ObjectClient;
 use crate::error::{Answer, Error, Result};
-use crate::object::{ObjectId, ObjectMeta, ObjectUri, Scheme};
+use crate::object::{ObjectMeta, ObjectUri, Scheme};
 
 /// HEAD requests under way at once for the members of a pattern: a page of answers is there before the first object
 /// is read, and no service throttles 16 requests.
@@ -170,30 +170,18 @@ fn local(client: Arc<dyn ObjectClient>, uri: ObjectUri) -> Objects {
 }
 
 fn unseen(uri: ObjectUri) -> Objects {
-    let meta = ObjectMeta {
-        id: ObjectId::unpinned(uri),
-        size_bytes: 0,
-        last_modified: None,
-        checksum_algorithm: None,
-        checksum: None,
-    };
+    let meta = super::manifest::unseen(uri);
     stream::once(std::future::ready(Ok(meta))).boxed()
 }
 
 /// All objects whose key starts with the URI's, without directory markers.
 fn everything(client: &Arc<dyn ObjectClient>, uri: &ObjectUri) -> Objects {
-    client
-        .list(uri, Depth::All)
-        .try_filter_map(|entry| {
-            std::future::ready(Ok(match entry {
-                ListEntry::Object(meta) if !is_marker(&meta) => Some(meta),
-                _ => None,
-            }))
-        })
+    listing::objects(client, uri)
+        .try_filter(|meta| std::future::ready(!is_marker(meta)))
         .boxed()
 }
 
-fn is_marker(meta: &ObjectMeta) -> bool {
+pub(super) fn is_marker(meta: &ObjectMeta) -> bool {
     meta.size_bytes == 0 && meta.id.uri.key().ends_with('/')
 }
 
@@ -269,8 +257,8 @@ fn first_entry_decides(client: Arc<dyn ObjectClient>, uri: ObjectUri) -> Objects
 mod tests {
     use super::*;
     use crate::buffer::PartBuf;
-    use crate::client::{GetMeta, MemoryClient};
-    use crate::object::ByteRange;
+    use crate::client::{Depth, GetMeta, ListEntry, MemoryClient};
+    use crate::object::{ByteRange, ObjectId};
     use futures::future::BoxFuture;
     use std::sync::Mutex;
 

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
+use futures::future::try_join_all;
 
 use super::Means;
 use super::cursor::{self, ChannelCursor, Course};
@@ -21,10 +22,11 @@ use super::summary::ChannelReport;
 use super::tree::Tree;
 use crate::download::{Download, DownloadConfig, DownloadProgress};
 use crate::error::{Error, Result};
-use crate::input::{
-    Channel, Compression, Distribution, InputMode, Lookup, RecordWrapper, S3DataType, Shard,
+use crate::input::{Channel, InputMode, Selection, Shard};
+use crate::object::ObjectMeta;
+use crate::pipe::{
+    Canceller, Content, Failure, PipeChannel, PipeConfig, PipeServer, Position, Watch,
 };
-use crate::pipe::{Canceller, Failure, PipeChannel, PipeConfig, PipeServer, Position, Watch};
 use crate::prefetch::Prefetcher;
 use crate::runtime;
 
@@ -32,6 +34,9 @@ use crate::runtime;
 mod mount;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 use mount::Mounted;
+
+/// How long a listing goes on for somebody who has asked for the end: nobody notices it.
+const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// Hears how a download goes: the channel's name, and its counters.
 pub type OnDownload = Arc<dyn Fn(&str, &Arc<DownloadProgress>) + Send + Sync>;
@@ -57,6 +62,27 @@ pub(super) struct Stage<'a> {
     pub(super) courses: &'a [(Course, Option<ChannelCursor>)],
 }
 
+impl Stage<'_> {
+    fn share(&self, channel: &Channel) -> Shard {
+        self.shares[&channel.name]
+    }
+
+    /// What a future gives, unless there is a reason to stop before.
+    fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let stopped = async {
+            while !self.inbox.is_stopped() {
+                tokio::time::sleep(STOP_POLL).await;
+            }
+        };
+        runtime::handle().block_on(async {
+            tokio::select! {
+                result = work => result,
+                () = stopped => Err(Error::Cancelled),
+            }
+        })
+    }
+}
+
 impl Inputs {
     /// Starts them: what takes long first, and FIFOs last, because reading ahead begins with them. When this returns,
     /// the FIFO of epoch 0 exists for every Pipe channel.
@@ -66,8 +92,8 @@ impl Inputs {
                 .iter()
                 .filter(move |channel| mode_of(channel) == mode)
         };
-        for channel in channels {
-            check(channel, stage.shares[&channel.name])?;
+        for channel in of(InputMode::FastFile) {
+            check_mount(channel, stage.share(channel))?;
         }
         let mut inputs = Self::default();
         check_space(stage, of(InputMode::File))?;
@@ -156,28 +182,15 @@ impl InputsWatch {
     }
 }
 
-/// What is not served yet must not be served wrongly.
-fn check(channel: &Channel, shard: Shard) -> Result<()> {
-    let sharded = channel.distribution == Distribution::ShardedByS3Key && shard != Shard::WHOLE;
-    let lacks = [
-        (channel.data_type != S3DataType::S3Prefix, "S3DataType"),
-        (sharded, "S3DataDistributionType"),
-        (
-            channel.record_wrapper != RecordWrapper::None,
-            "RecordWrapperType",
-        ),
-        (channel.compression != Compression::None, "CompressionType"),
-        (
-            channel.shuffle.is_some() && mode_of(channel) == InputMode::Pipe,
-            "ShuffleConfig",
-        ),
-    ];
-    match lacks.iter().find(|(is_lacking, _)| *is_lacking) {
-        Some((_, field)) => Err(Error::config(
-            format!("channel {}: {field}", channel.name),
-            "is not served yet",
+/// What the mount cannot do. (Other contradictions were told before there was a tree.)
+fn check_mount(channel: &Channel, share: Shard) -> Result<()> {
+    match channel.distribution.shard(share) == Shard::WHOLE {
+        true => Ok(()),
+        false => Err(Error::unusable(
+            format!("channel {}: S3DataDistributionType", channel.name),
+            "a mount shows every host the whole prefix",
+            "use mode=file or mode=pipe for ShardedByS3Key",
         )),
-        None => Ok(()),
     }
 }
 
@@ -210,29 +223,14 @@ fn check_space<'a>(stage: &Stage<'_>, channels: impl Iterator<Item = &'a Channel
 }
 
 fn listed_bytes(stage: &Stage<'_>, channel: &Channel) -> Result<u64> {
-    let objects = channel
-        .source
-        .objects(stage.engine.client(), Lookup::ListFirst);
-    let sum = objects.try_fold(0u64, |sum, meta| {
-        std::future::ready(Ok::<_, Error>(sum.saturating_add(meta.size_bytes)))
-    });
-    let stopped = async {
-        while !stage.inbox.is_stopped() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    runtime::handle().block_on(async {
-        tokio::select! {
-            sum = sum => sum.map_err(|error| in_channel(channel, error)),
-            () = stopped => Err(Error::Cancelled),
-        }
+    let selection = Selection::of_channel(channel, stage.share(channel))?;
+    stage.unless_stopped(async {
+        let (_, objects) = selection.open(stage.engine.client()).await?;
+        let add = |sum: u64, meta: ObjectMeta| {
+            std::future::ready(Ok::<_, Error>(sum.saturating_add(meta.size_bytes)))
+        };
+        objects.try_fold(0, add).await
     })
-}
-
-/// Errors of the data name the object; whose data it is only the job knows.
-fn in_channel(channel: &Channel, error: Error) -> Error {
-    tracing::debug!(channel = channel.name, %error, "an input failed");
-    error
 }
 
 fn bytes_below(directory: &Path) -> u64 {
@@ -258,21 +256,15 @@ fn download(
     channel: &Channel,
 ) -> Result<(String, Arc<DownloadProgress>, Duration)> {
     let directory = stage.tree.files_directory(channel)?;
-    let download = Download::new(
-        stage.engine.clone(),
-        channel.source.clone(),
-        directory,
-        DownloadConfig::default(),
-    );
+    let selection = Selection::of_channel(channel, stage.share(channel))?;
+    let config = DownloadConfig::default();
+    let download = Download::of(stage.engine.clone(), selection, directory, config);
     let (begun, progress) = (Instant::now(), download.progress().clone());
     if let Some(tell) = &stage.means.on_download {
         tell(&channel.name, &progress);
     }
     let stop = download.stop().clone();
-    stage
-        .inbox
-        .busy(&stop, || download.run())
-        .map_err(|error| in_channel(channel, error))?;
+    stage.inbox.busy(&stop, || download.run())?;
     Ok((channel.name.clone(), progress, begun.elapsed()))
 }
 
@@ -291,14 +283,15 @@ impl Pipes {
         // Whoever reads is ours, and is stopped; until it is dead, nothing may end.
         config.failure_grace = Duration::from_secs(24 * 3600);
         config.mode = stage.means.fifo_mode;
-        for (course, _) in stage.courses {
-            look(stage, &course.channel)?;
-        }
-        let channels: Result<Vec<_>> = stage
-            .courses
-            .iter()
-            .cloned()
-            .map(|(course, at)| served(stage.engine.clone(), course, at))
+        let opened = stage.courses.iter().map(|(course, _)| {
+            let channel = &course.channel;
+            Content::open(stage.engine, channel, stage.share(channel))
+        });
+        // So that a wrong URI or manifest is told now, and not in an epoch that cannot end.
+        let contents = stage.unless_stopped(try_join_all(opened))?;
+        let each = stage.courses.iter().cloned().zip(contents);
+        let channels: Result<Vec<_>> = each
+            .map(|((course, at), content)| served(content, course, at))
             .collect();
         let post = stage.inbox.post();
         let told = post.clone();
@@ -352,22 +345,11 @@ impl Drop for Pipes {
     }
 }
 
-/// Whether there is anything to serve, so that a wrong URI is told now and not in an epoch that cannot end.
-fn look(stage: &Stage<'_>, channel: &Channel) -> Result<()> {
-    let mut objects = channel
-        .source
-        .objects(stage.engine.client(), Lookup::Prefix);
-    let first = runtime::handle().block_on(objects.try_next());
-    first.map(drop).map_err(|error| in_channel(channel, error))
-}
-
-/// Every epoch lists anew: it reads what is there when it begins. The first one may begin inside.
-fn served(engine: Prefetcher, course: Course, at: Option<ChannelCursor>) -> Result<PipeChannel> {
+/// The first FIFO may begin inside of its epoch.
+fn served(content: Content, course: Course, at: Option<ChannelCursor>) -> Result<PipeChannel> {
     let name = course.channel.name.parse()?;
     Ok(PipeChannel::new(name, move |fifo| {
-        let source = &course.channel.source;
-        let objects = source.objects(engine.client(), Lookup::Prefix);
-        engine.read_all(match &at {
+        content.epoch(course.first_epoch + fifo, |objects| match &at {
             Some(at) if fifo == 0 => cursor::from_cursor(objects, at.clone()),
             _ => objects,
         })

@@ -128,6 +128,9 @@ fn prepare(parent: u32, is_foreground: bool) -> std::io::Result<()> {
     }
     if is_foreground {
         take_terminal(rustix::process::getpid());
+        // Stopped by Ctrl-Z, it would keep the terminal, and nobody could wake it.
+        // SAFETY: async-signal-safe, and takes numbers only.
+        unsafe { libc::signal(libc::SIGTSTP, libc::SIG_IGN) };
     }
     Ok(())
 }

@@ -21,13 +21,13 @@ use super::fifo::{Fifo, Ready, Sink, Wrote};
 use super::holders;
 use super::lifecycle::{Event, Lifecycle, Phase, Step};
 use super::name::ChannelName;
+use super::piece::Piece;
 use super::position::Tracker;
 use super::status::{Failure, Place};
 use super::sys;
 use super::{ChannelSummary, EpochSource, OnFailure, PipeChannel, PipeConfig};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::prefetch::Chunk;
 
 /// How often opening is tried: at once for a reader that comes right after the last epoch, and at no more than 50
 /// failing system calls a second for one that does not come.
@@ -187,7 +187,7 @@ impl ChannelWriter {
     }
 
     /// The next chunk; `None` when the stream is at its end or its reader has gone.
-    fn next_chunk(&mut self) -> Result<Option<Chunk>> {
+    fn next_chunk(&mut self) -> Result<Option<Piece>> {
         let since = Instant::now();
         let chunk = self.await_chunk();
         let stalled = since.elapsed();
@@ -214,7 +214,7 @@ impl ChannelWriter {
         }
     }
 
-    fn await_chunk(&mut self) -> Result<Option<Chunk>> {
+    fn await_chunk(&mut self) -> Result<Option<Piece>> {
         loop {
             self.check_cancelled()?;
             let Some(feed) = self.feeds.get_mut(&self.life.epoch()) else {
@@ -234,23 +234,26 @@ impl ChannelWriter {
         }
     }
 
-    /// Writes a chunk. An event when the epoch ends over it.
-    fn put(&mut self, chunk: Chunk) -> Result<Option<Event>> {
-        lock(&self.tracker).goes_on(&chunk.object, chunk.offset);
-        let mut rest = chunk.bytes.clone();
+    /// Writes a piece. An event when the epoch ends over it.
+    fn put(&mut self, piece: Piece) -> Result<Option<Event>> {
+        lock(&self.tracker).goes_on(&piece.object, piece.from);
+        let mut rest = piece.bytes.clone();
         while !rest.is_empty() {
             let slice = &rest[..rest.len().min(SLICE_BYTES)];
             match self.write(slice)? {
                 Wrote::Bytes(written) => {
                     rest.advance(written);
-                    let end = chunk.offset + (chunk.bytes.len() - rest.len()) as u64;
-                    self.count(written, &chunk, end);
+                    self.count(
+                        written,
+                        &piece,
+                        piece.reached(piece.bytes.len() - rest.len()),
+                    );
                 }
                 Wrote::Full if self.wait_for_room()? => {}
                 Wrote::Full | Wrote::ReaderLeft => return Ok(Some(Event::ReaderLeft)),
             }
             // The next epoch's reading begins while this one's last chunk is written.
-            if chunk.ends_object && self.feed().is_some_and(|feed| feed.is_at_end()) {
+            if piece.ends_object && self.feed().is_some_and(|feed| feed.is_at_end()) {
                 self.on(Event::Exhausted)?;
             }
         }
@@ -265,7 +268,7 @@ impl ChannelWriter {
             .map_err(|error| Error::io(self.fifo().path(), error.into()))
     }
 
-    fn count(&mut self, written: usize, chunk: &Chunk, end: u64) {
+    fn count(&mut self, written: usize, piece: &Piece, end: u64) {
         let mut summary = lock(&self.summary);
         if self.progress.bytes == 0 {
             summary.record_first_byte(self.opened.elapsed());
@@ -276,8 +279,8 @@ impl ChannelWriter {
         lock(&self.tracker).wrote(written);
         self.progress.bytes += written as u64;
         match &mut self.progress.last {
-            Some((uri, offset)) if *uri == chunk.object.uri => *offset = end,
-            last => *last = Some((chunk.object.uri.clone(), end)),
+            Some((uri, offset)) if *uri == piece.object.uri => *offset = end,
+            last => *last = Some((piece.object.uri.clone(), end)),
         }
         if let Some((_, until)) = &mut self.failed {
             *until = Instant::now() + self.shared.config.failure_grace;

@@ -1,15 +1,17 @@
-//! One epoch's stream. Its first chunk is taken before there is a reader, so that a failure is known early.
+//! One epoch's stream. Its first chunk is taken before there is a stream, so that a failure is known early.
 
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::object::ObjectUri;
-use crate::prefetch::{BlockingReader, Chunk, Next, ObjectReader};
+
+use super::piece::Piece;
+use super::stream::{EpochStream, Given};
 
 /// How the stream stands.
 #[derive(Debug)]
 enum State {
-    Flowing(BlockingReader),
+    Flowing(Box<EpochStream>),
     Ended,
     Failed(Error),
 }
@@ -18,13 +20,13 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Feed {
     state: State,
-    ready: Option<Chunk>,
+    ready: Option<Piece>,
 }
 
 impl Feed {
-    pub(super) fn new(reader: crate::error::Result<ObjectReader>) -> Self {
-        let state = match reader {
-            Ok(reader) => State::Flowing(reader.blocking()),
+    pub(super) fn new(stream: crate::error::Result<EpochStream>) -> Self {
+        let state = match stream {
+            Ok(stream) => State::Flowing(Box::new(stream)),
             Err(error) => State::Failed(error),
         };
         Self { state, ready: None }
@@ -32,11 +34,11 @@ impl Feed {
 
     /// Waits at most `limit` for a chunk, the end or a failure, unless one is known already.
     pub(super) fn fill(&mut self, limit: Duration) {
-        if let (State::Flowing(reader), None) = (&mut self.state, &self.ready) {
-            match reader.next_chunk_timeout(limit) {
-                Ok(Next::Chunk(chunk)) => self.ready = Some(chunk),
-                Ok(Next::End) => self.state = State::Ended,
-                Ok(Next::TimedOut) => {}
+        if let (State::Flowing(stream), None) = (&mut self.state, &self.ready) {
+            match stream.next(limit) {
+                Ok(Given::Piece(piece)) => self.ready = Some(piece),
+                Ok(Given::End) => self.state = State::Ended,
+                Ok(Given::TimedOut) => {}
                 Err(error) => self.state = State::Failed(error),
             }
         }
@@ -47,7 +49,7 @@ impl Feed {
         self.ready.is_none() && matches!(self.state, State::Flowing(_))
     }
 
-    pub(super) fn take(&mut self) -> Option<Chunk> {
+    pub(super) fn take(&mut self) -> Option<Piece> {
         self.ready.take()
     }
 
@@ -61,7 +63,7 @@ impl Feed {
     pub(super) fn is_at_end(&self) -> bool {
         self.ready.is_none()
             && match &self.state {
-                State::Flowing(reader) => reader.is_at_end(),
+                State::Flowing(stream) => stream.is_at_end(),
                 State::Ended => true,
                 State::Failed(_) => false,
             }

@@ -41,6 +41,7 @@ pub(crate) async fn conforms(world: &World) {
     a_listing_is_in_byte_order(world).await;
     one_level_shows_objects_and_prefixes(world).await;
     a_listing_of_many_pages_is_whole(world).await;
+    a_listing_can_begin_behind_a_key(world).await;
     many_reads_at_once_do_not_mix(world).await;
     a_dropped_request_leaves_no_trace(world).await;
     world.assert_nothing_leaked().await;
@@ -266,6 +267,39 @@ async fn one_level_shows_objects_and_prefixes(world: &World) {
 
 /// More than two of S3's pages of 1,000.
 const MANY: usize = 2_345;
+
+/// Where that is possible at all; the keys are those of [`a_listing_of_many_pages_is_whole`].
+async fn a_listing_can_begin_behind_a_key(world: &World) {
+    let prefix = world.uri("many/");
+    let all: Vec<ListEntry> = world
+        .client
+        .list(&prefix, Depth::All)
+        .try_collect()
+        .await
+        .unwrap();
+    let key = |entry: &ListEntry| match entry {
+        ListEntry::Object(meta) => meta.id.uri.key().to_owned(),
+        ListEntry::Prefix(uri) => panic!("{uri} in a listing of all"),
+    };
+    let inside = key(&all[all.len() / 3]);
+    for after in [prefix.key(), &inside, &inside[..inside.len() - 1], "~"] {
+        let Some(entries) = world.client.list_after(&prefix, after) else {
+            return;
+        };
+        let entries: Vec<ListEntry> = entries.try_collect().await.unwrap();
+        let expected: Vec<ListEntry> = all
+            .iter()
+            .filter(|entry| key(entry).as_str() > after)
+            .cloned()
+            .collect();
+        assert!(
+            entries == expected,
+            "behind {after:?}: {} of {}",
+            entries.len(),
+            expected.len()
+        );
+    }
+}
 
 async fn a_listing_of_many_pages_is_whole(world: &World) {
     for at in 0..MANY {

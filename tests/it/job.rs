@@ -604,3 +604,39 @@ fn the_examples_entry_point_trains_is_interrupted_and_goes_on() {
         format!("trained on 0 bytes in {epochs} epochs\n")
     );
 }
+
+/// J28: channels are all that `pipe` and `download` take: manifests, shuffled, wrapped, and shared out by the job's hosts.
+#[test]
+fn channels_may_be_manifests_shuffled_and_shared_out() {
+    let manifest = br#"[{"prefix": "s3://bkt/dir/"}, "a", "b", "sub/c"]"#;
+    let mut told = Vec::new();
+    for rank in ["0", "1"] {
+        let host = Host::new();
+        host.server.put("bkt", "m.json", manifest);
+        let flags = [
+            "--host-rank",
+            rank,
+            "--host-count",
+            "2",
+            "--channel",
+            "train=s3://bkt/m.json,mode=pipe,s3-data-type=manifest,distribution=sharded,shuffle=3",
+            "--channel",
+            "files=s3://bkt/m.json,s3-data-type=manifest",
+            "--channel",
+            "records=s3://bkt/dir/a,mode=pipe,record-wrapper=recordio",
+        ];
+        let script = r#"cd "$SAGEMAKER_BASE_DIR/input/data"
+            test "$(cat files/dir/sub/c)" = gamma && test "$(wc -c < records_0)" = 16 || exit 90
+            cat train_0"#;
+        let output = host.command(&flags, script).output().unwrap();
+        let out = text(&output.stdout);
+        let lines = out.lines().filter(|line| !line.starts_with('{'));
+        told.push(lines.map(str::to_owned).collect::<Vec<_>>());
+        Ran::of(output).succeeded();
+    }
+    let sizes: Vec<_> = told.iter().map(Vec::len).collect();
+    assert!(sizes == [2, 1] || sizes == [1, 2], "{told:?}");
+    let mut all = told.concat();
+    all.sort();
+    assert_eq!(all, ["alpha", "beta", "gamma"]);
+}

@@ -4,6 +4,7 @@ mod cache;
 mod cache_policy;
 mod cli;
 mod conformance;
+mod content;
 mod fastfile;
 mod fastfile_files;
 mod fastfile_programs;

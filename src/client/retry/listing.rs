@@ -10,21 +10,20 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 
 use super::{Ordeal, Shared};
-use crate::client::{Depth, ListEntry, ObjectClient};
+use crate::client::ListEntry;
 use crate::error::{Error, Result};
 use crate::object::ObjectUri;
 
+type Entries = BoxStream<'static, Result<ListEntry>>;
+
+/// `begin` begins the listing, each time from the same place.
 pub(super) fn retrying(
-    inner: Arc<dyn ObjectClient>,
     shared: Arc<Shared>,
-    prefix: &ObjectUri,
-    depth: Depth,
-) -> BoxStream<'static, Result<ListEntry>> {
+    begin: impl Fn() -> Entries + Send + 'static,
+) -> Entries {
     let listing = Listing {
-        entries: inner.list(prefix, depth),
-        inner,
-        prefix: prefix.clone(),
-        depth,
+        entries: begin(),
+        begin: Box::new(begin),
         ordeal: Ordeal::new(shared),
         broken: None,
         last: None,
@@ -38,10 +37,8 @@ pub(super) fn retrying(
 }
 
 struct Listing {
-    inner: Arc<dyn ObjectClient>,
-    prefix: ObjectUri,
-    depth: Depth,
-    entries: BoxStream<'static, Result<ListEntry>>,
+    begin: Box<dyn Fn() -> Entries + Send>,
+    entries: Entries,
     ordeal: Ordeal,
     /// The error after which nothing has come yet.
     broken: Option<Error>,
@@ -99,7 +96,7 @@ impl Listing {
             Some(last) if !last.in_order => return Err(error),
             last => self.skip = last.as_ref().map(|last| last.key.clone()),
         }
-        self.entries = self.inner.list(&self.prefix, self.depth);
+        self.entries = (self.begin)();
         Ok(())
     }
 

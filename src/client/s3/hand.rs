@@ -215,6 +215,8 @@ pub(super) struct Question<'a> {
     pub(super) depth: Depth,
     /// `None`: the first page.
     pub(super) token: Option<&'a str>,
+    /// The first page begins behind this key.
+    pub(super) after: Option<&'a str>,
     pub(super) max_keys: Option<i32>,
 }
 
@@ -280,6 +282,10 @@ impl<'a> Ask<'a> {
         if !question.prefix.key().is_empty() {
             text.push_str("&prefix=");
             push_query(text, question.prefix.key());
+        }
+        if let Some(after) = question.after {
+            text.push_str("&start-after=");
+            push_query(text, after);
         }
         ask
     }
