@@ -207,7 +207,7 @@ prop_compose! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever the chunks, the same records come, and decoding may begin at each one's end.
+    /// R1: whatever the chunks, the same records come, and decoding may begin at each one's end.
     #[test]
     fn any_chunks_give_the_same_records_and_any_boundary_the_rest(
         sample in samples(),
@@ -332,7 +332,7 @@ fn payloads_are_split_only_where_a_length_has_no_room() {
     assert_eq!(flags(3 << 29), [1, 2, 2, 3]);
 }
 
-/// dmlc-core leaves the magic number out where it splits; AWS's writers leave nothing out.
+/// R4: dmlc-core leaves the magic number out where it splits; AWS's writers leave nothing out.
 #[test]
 fn the_dialect_says_what_stands_between_parts() {
     let mut object = Vec::new();
@@ -346,7 +346,7 @@ fn the_dialect_says_what_stands_between_parts() {
     assert_eq!(decode_as(Dialect::Dmlc), Data::Bytes(with_magic.into()));
 }
 
-/// A record within one chunk is a slice of it.
+/// R3: a record within one chunk is a slice of it.
 #[test]
 fn records_within_a_chunk_are_not_copied() {
     for format in ["tar", "tfrecord", "recordio", "lines", "fixed:100", "raw"] {
@@ -383,7 +383,7 @@ fn start() -> Boundary {
     }
 }
 
-/// A few kilobytes that expand to a gigabyte are given out in steps, and end at the limit for a record.
+/// R5: a few kilobytes that expand to a gigabyte are given out in steps, and end at the limit for a record.
 #[test]
 fn a_bomb_takes_no_more_memory_than_a_step_and_a_record() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());

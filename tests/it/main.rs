@@ -18,6 +18,7 @@ mod pages;
 mod pipe;
 mod prefetch;
 mod readers;
+mod records;
 mod s3;
 mod s3_reach;
 mod s3_write;
