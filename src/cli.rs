@@ -25,6 +25,7 @@ mod mount;
 mod pipe;
 mod progress;
 mod report;
+mod run;
 mod size;
 mod sse_c;
 mod stdout;
@@ -64,6 +65,7 @@ enum Command {
     Cat(cat::Cat),
     Ls(ls::Ls),
     Download(download::Download),
+    Run(Box<run::Run>),
     #[cfg(all(feature = "fuse", target_os = "linux"))]
     Mount(mount::Mount),
     #[cfg(all(feature = "fuse", target_os = "linux"))]
@@ -135,6 +137,7 @@ impl Command {
             Self::Cat(_) => "cat",
             Self::Ls(_) => "ls",
             Self::Download(_) => "download",
+            Self::Run(_) => "run",
             #[cfg(all(feature = "fuse", target_os = "linux"))]
             Self::Mount(_) => "mount",
             #[cfg(all(feature = "fuse", target_os = "linux"))]
@@ -152,6 +155,7 @@ impl Command {
             Self::Cat(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Download(command) => command.run(context),
+            Self::Run(command) => command.run(context),
             #[cfg(all(feature = "fuse", target_os = "linux"))]
             Self::Mount(command) => command.run(context),
             #[cfg(all(feature = "fuse", target_os = "linux"))]

@@ -30,7 +30,7 @@ pub use limit::{LimitClient, LimitConfig, Throttle};
 pub use local::LocalClient;
 pub use memory::MemoryClient;
 pub use retry::{Backoff, FailureKind, RetryClient, RetryConfig};
-pub use s3::{AccessKey, S3Client, S3Config, SseCustomerKey, Transport};
+pub use s3::{AccessKey, S3Client, S3Config, SseCustomerKey, Transport, Upload, UploadedPart};
 pub use scheme::SchemeClient;
 
 /// Wraps a client the way every mode does: retries around a limit, so that a request that waits to be tried again

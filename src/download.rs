@@ -161,7 +161,8 @@ impl Stop {
         self.flag.store(true, Ordering::Release);
     }
 
-    fn is_set(&self) -> bool {
+    /// Whether the end was asked for, or something has failed.
+    pub fn is_stopped(&self) -> bool {
         self.flag.load(Ordering::Acquire)
     }
 

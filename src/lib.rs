@@ -47,6 +47,7 @@ pub mod download;
 pub mod error;
 pub mod fastfile;
 pub mod input;
+pub mod job;
 pub mod metrics;
 pub mod object;
 pub mod pipe;

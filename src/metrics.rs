@@ -90,6 +90,12 @@ impl Histogram {
     }
 }
 
+/// The kinds that the list below speaks of.
+enum Kind {
+    Counter,
+    Gauge,
+}
+
 macro_rules! metrics {
     ($($(#[$doc:meta])* $name:ident: $kind:ident,)*) => {
         /// The live counters, shared by a client, an engine and the mode above them.
@@ -116,6 +122,10 @@ macro_rules! metrics {
         }
 
         impl Metrics {
+            /// Every counter's name, and whether it only grows.
+            pub const NAMES: &'static [(&'static str, bool)] =
+                &[$((stringify!($name), matches!(Kind::$kind, Kind::Counter))),*];
+
             /// Reads every counter.
             pub fn snapshot(&self) -> Snapshot {
                 let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);

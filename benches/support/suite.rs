@@ -80,6 +80,7 @@ pub(crate) fn run(name: &str, objects: fn(u64) -> Vec<Objects>, cases: &[Case]) 
                     ..Shape::default()
                 },
                 objects: objects(size_bytes),
+                ..Spec::default()
             })?;
             let group = format!("{name}/{condition}/{wire}");
             let measured = time(&mut criterion, &group, &server, size_bytes, cases)?;

@@ -314,7 +314,7 @@ fn report(action: &str, line: Option<String>, fields: &impl serde::Serialize) ->
     }
     Ok(Report {
         line,
-        traffic: None,
         fields: all,
+        ..Report::default()
     })
 }

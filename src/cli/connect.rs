@@ -71,7 +71,8 @@ impl Context {
         Ok((s3, config))
     }
 
-    fn s3(&self, engine: &PrefetchConfig) -> Result<S3Client> {
+    /// A client that can write, too.
+    pub(super) fn s3(&self, engine: &PrefetchConfig) -> Result<S3Client> {
         let connect = S3Client::connect(self.s3_config(engine)?, self.metrics.clone());
         runtime::handle().block_on(connect)
     }

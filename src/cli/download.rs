@@ -117,7 +117,7 @@ fn tell_what_is_kept(progress: &DownloadProgress) {
     }
 }
 
-fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'static {
+pub(super) fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'static {
     move || {
         // Before the numbers that it makes final.
         let is_listed = progress.is_listed();

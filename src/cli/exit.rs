@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use super::interrupt;
+use super::report::Report;
 use crate::error::{Error, Result};
 
 pub(super) const FAILURE: u8 = 1;
@@ -40,6 +41,7 @@ Examples:
   standpipe cat 's3://bucket/shard-{000..015}.tar' | tar t
   standpipe download s3://bucket/train/ ./train
   standpipe pipe --channel train=s3://bucket/train/ --dir ./channels --epochs 3
+  standpipe run --base-dir ./job --channel train=s3://bucket/train/,mode=pipe -- python3 train.py
   standpipe bench s3://bucket/train/            # which flags suit this host
 ";
 
@@ -60,14 +62,14 @@ pub(super) static TABLE_HELP: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The code of a finished command.
-pub(super) fn number<T>(result: &Result<T>) -> u8 {
+pub(super) fn number(result: &Result<Report>) -> u8 {
     match result {
-        Ok(_) => 0,
+        Ok(report) => report.exit_code,
         Err(error) => of(error),
     }
 }
 
-fn of(error: &Error) -> u8 {
+pub(super) fn of(error: &Error) -> u8 {
     match error.root() {
         Error::Config { .. } => USAGE,
         Error::NotFound { .. } => NOT_FOUND,

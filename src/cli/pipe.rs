@@ -222,7 +222,7 @@ impl Pipe {
 }
 
 /// As chmod takes them.
-fn permissions(text: &str) -> std::result::Result<u32, String> {
+pub(super) fn permissions(text: &str) -> std::result::Result<u32, String> {
     let octal = !text.is_empty() && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
     let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
     mode.ok_or_else(|| "not permissions: use octal digits, such as 0640".into())

@@ -19,6 +19,8 @@ pub(super) struct Report {
     pub(super) traffic: Option<Traffic>,
     /// The command's own fields of the JSON object.
     pub(super) fields: Map<String, Value>,
+    /// Of a command that did what it should and has a code to pass on.
+    pub(super) exit_code: u8,
 }
 
 /// What was moved.
@@ -87,7 +89,7 @@ fn verdict(context: &Context, traffic: Traffic) -> Option<Verdict> {
 }
 
 /// `standpipe: <error>: <cause>...` and `  fix: <what to do>`.
-fn explain(error: &Error) -> String {
+pub(super) fn explain(error: &Error) -> String {
     let mut text = format!("standpipe: {}\n", chain(error));
     if let Some(fix) = error.fix() {
         text.push_str(&format!("  fix: {fix}\n"));
@@ -96,7 +98,7 @@ fn explain(error: &Error) -> String {
 }
 
 /// The error and its causes, each once: some libraries repeat their cause in their own text.
-fn chain(error: &Error) -> String {
+pub(super) fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(next) = cause {
@@ -130,7 +132,7 @@ pub(super) fn moved(what: &str, bytes: u64, elapsed: Duration) -> String {
 fn object(command: &str, context: &Context, result: &Result<Report>, elapsed: Duration) -> Value {
     let mut object = Map::new();
     object.insert("command".into(), json!(command));
-    object.insert("ok".into(), json!(result.is_ok()));
+    object.insert("ok".into(), json!(exit::number(result) == 0));
     object.insert("exit_code".into(), json!(exit::number(result)));
     object.insert("elapsed_seconds".into(), json!(elapsed.as_secs_f64()));
     match result {

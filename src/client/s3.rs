@@ -56,8 +56,10 @@ mod sign;
 mod stock;
 mod target;
 mod through;
+mod write;
 
 pub use config::{AccessKey, S3Config, SseCustomerKey, Transport};
+pub use write::{Upload, UploadedPart};
 
 use answer::Plan;
 use bucket::{Bucket, Buckets};

@@ -177,7 +177,7 @@ impl Writer {
 
     /// Goes on with a file that an earlier run has begun.
     fn resume(&self, download: &Download, item: &Item) -> Result<()> {
-        let is_stopped = || download.stop.is_set();
+        let is_stopped = || download.stop.is_stopped();
         let mut file = PartialFile::resume(item.path.clone(), &item.meta, is_stopped)?;
         let resumed_bytes = file.resumed().bytes;
         download.progress.resumed_bytes.add(resumed_bytes);
@@ -266,7 +266,7 @@ fn fill(
 }
 
 fn poll(reader: &mut BlockingReader, download: &Download) -> Result<Next> {
-    match download.stop.is_set() {
+    match download.stop.is_stopped() {
         true => Err(Error::Cancelled),
         false => reader.next_chunk_timeout(STOP_POLL),
     }

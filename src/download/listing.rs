@@ -39,7 +39,7 @@ fn next(download: &Download, objects: &mut Objects) -> Result<Option<ObjectMeta>
 fn unless_stopped<T>(download: &Download, answer: impl Future<Output = T>) -> Result<T> {
     let mut answer = std::pin::pin!(answer);
     loop {
-        if download.stop.is_set() {
+        if download.stop.is_stopped() {
             return Err(Error::Cancelled);
         }
         let next = async { tokio::time::timeout(STOP_POLL, &mut answer).await };

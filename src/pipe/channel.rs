@@ -22,6 +22,7 @@ use super::holders;
 use super::lifecycle::{Event, Lifecycle, Phase, Step};
 use super::name::ChannelName;
 use super::piece::Piece;
+use super::position::Tracker;
 use super::status::{Failure, Place};
 use super::sys;
 use super::{ChannelSummary, EpochSource, OnFailure, PipeChannel, PipeConfig};
@@ -52,7 +53,7 @@ pub(super) struct Shared {
     pub(super) on_failure: OnFailure,
     pub(super) attendance: Attendance,
     /// Write ends of epochs that were cut off. They must outlive the failure, because closing one looks like an end.
-    pub(super) kept: Mutex<Vec<Sink>>,
+    pub(super) kept: Mutex<Vec<Arc<Sink>>>,
 }
 
 /// One channel.
@@ -64,8 +65,9 @@ pub(super) struct ChannelWriter {
     life: Lifecycle,
     fifos: BTreeMap<u64, Fifo>,
     feeds: BTreeMap<u64, Feed>,
-    sink: Option<Sink>,
+    sink: Option<Arc<Sink>>,
     progress: Progress,
+    tracker: Arc<Mutex<Tracker>>,
     opened: Instant,
     /// Until when the reader's presence is counted; none while there is no reader.
     attended_until: Option<Instant>,
@@ -94,6 +96,7 @@ impl ChannelWriter {
             feeds: BTreeMap::from([(0, feed)]),
             sink: None,
             progress: Progress::default(),
+            tracker: Arc::default(),
             opened: now,
             attended_until: None,
             next_look: (now, LOOK_PAUSE.0),
@@ -109,6 +112,10 @@ impl ChannelWriter {
 
     pub(super) fn summary(&self) -> Arc<Mutex<ChannelSummary>> {
         self.summary.clone()
+    }
+
+    pub(super) fn tracker(&self) -> Arc<Mutex<Tracker>> {
+        self.tracker.clone()
     }
 
     /// Serves epoch after epoch, until the last, a failure or the canceller.
@@ -161,6 +168,8 @@ impl ChannelWriter {
         self.next_look = (self.opened + LOOK_PAUSE.0, LOOK_PAUSE.0);
         self.progress = Progress::default();
         lock(&self.summary).pipe_bytes = sink.raise(self.shared.config.pipe_bytes);
+        let sink = Arc::new(sink);
+        lock(&self.tracker).opened(self.life.epoch(), &sink);
         self.sink = Some(sink);
         self.on(Event::ReaderOpened)
     }
@@ -230,6 +239,7 @@ impl ChannelWriter {
 
     /// Writes a piece. An event when the epoch ends over it.
     fn put(&mut self, piece: Piece) -> Result<Option<Event>> {
+        lock(&self.tracker).goes_on(&piece.object, piece.from);
         let mut rest = piece.bytes.clone();
         while !rest.is_empty() {
             let slice = &rest[..rest.len().min(SLICE_BYTES)];
@@ -270,6 +280,7 @@ impl ChannelWriter {
         summary.bytes += written as u64;
         summary.epoch_bytes += written as u64;
         drop(summary);
+        lock(&self.tracker).wrote(written);
         self.progress.bytes += written as u64;
         match &mut self.progress.last {
             Some((uri, offset)) if *uri == piece.object.uri => *offset = end,
@@ -333,8 +344,16 @@ impl ChannelWriter {
         let mut summary = lock(&self.summary);
         match event {
             // The reader may have left right after the last byte; that is not early.
-            Event::ReaderLeft => summary.early_closes += 1,
-            _ => summary.epochs += 1,
+            Event::ReaderLeft => {
+                lock(&self.tracker).left();
+                summary.early_closes += 1;
+            }
+            _ => {
+                // Its last bytes may not be read yet.
+                let read_end = self.sink.as_ref().and_then(|sink| sink.read_end());
+                lock(&self.tracker).delivered(read_end);
+                summary.epochs += 1;
+            }
         }
         summary.epoch_bytes = 0;
         drop(summary);

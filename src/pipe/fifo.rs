@@ -198,6 +198,14 @@ pub(super) struct Sink {
     fd: OwnedFd,
 }
 
+/// No pipe holds more: an `int` counts its bytes (`F_SETPIPE_SZ`).
+pub(super) const LARGEST_PIPE_BYTES: u64 = 1 << 31;
+
+/// Bytes that lie in a pipe, whose end `fd` is.
+pub(super) fn unread_bytes(fd: &OwnedFd) -> u64 {
+    rustix::io::ioctl_fionread(fd).unwrap_or(LARGEST_PIPE_BYTES)
+}
+
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wrote {
@@ -224,6 +232,18 @@ impl Sink {
             }
         }
         size
+    }
+
+    /// Bytes that lie in the pipe.
+    pub(super) fn unread_bytes(&self) -> u64 {
+        unread_bytes(&self.fd)
+    }
+
+    /// A read end of the same pipe, which only looks. Not before the last write: a pipe with a reader takes bytes.
+    pub(super) fn read_end(&self) -> Option<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).ok()
     }
 
     /// Puts what fits into the pipe, without waiting.

@@ -15,6 +15,7 @@ use super::feed::Feed;
 use super::fifo;
 use super::lock::DirLock;
 use super::name::{ChannelName, check_names};
+use super::position::{Position, Tracker};
 use super::{ChannelSummary, OnFailure, PipeChannel, PipeConfig, PipeSummary};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -28,6 +29,7 @@ type Ended = std::thread::Result<Result<()>>;
 pub struct PipeServer {
     shared: Arc<Shared>,
     summaries: Vec<Arc<Mutex<ChannelSummary>>>,
+    trackers: Vec<Arc<Mutex<Tracker>>>,
     threads: Vec<JoinHandle<()>>,
     /// One message from each thread as it ends; gone threads that sent none are not possible, panics are caught.
     ended: Receiver<Ended>,
@@ -91,6 +93,7 @@ impl PipeServer {
         let (tell, ended) = channel();
         let mut server = Self {
             summaries: writers.iter().map(ChannelWriter::summary).collect(),
+            trackers: writers.iter().map(ChannelWriter::tracker).collect(),
             shared,
             threads: Vec::with_capacity(writers.len()),
             ended,
@@ -120,6 +123,7 @@ impl PipeServer {
         Watch {
             shared: self.shared.clone(),
             summaries: self.summaries.clone(),
+            trackers: self.trackers.clone(),
             started: self.started,
         }
     }
@@ -159,6 +163,7 @@ impl PipeServer {
 pub struct Watch {
     shared: Arc<Shared>,
     summaries: Vec<Arc<Mutex<ChannelSummary>>>,
+    trackers: Vec<Arc<Mutex<Tracker>>>,
     started: Instant,
 }
 
@@ -174,6 +179,16 @@ impl Watch {
                 .map(|summary| lock(summary).clone())
                 .collect(),
         }
+    }
+
+    /// How far the readers have come: what lies in the pipes, they have not taken.
+    pub fn positions(&self) -> Vec<(ChannelName, Position)> {
+        let each = self.summaries.iter().zip(&self.trackers);
+        each.map(|(summary, tracker)| {
+            let name = lock(summary).channel.clone();
+            (name, lock(tracker).position())
+        })
+        .collect()
     }
 
     /// Whether any channel has a reader now.

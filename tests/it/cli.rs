@@ -14,8 +14,9 @@ mod bench;
 
 const KEY: &str = "AKIDTEST";
 const SECRET: &str = "secret-of-the-tests";
-const SUBCOMMANDS: [&str; 10] = [
+const SUBCOMMANDS: [&str; 11] = [
     "pipe",
+    "run",
     "cat",
     "ls",
     "download",
@@ -31,7 +32,7 @@ const SUBCOMMANDS: [&str; 10] = [
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server that checks signatures, with a few objects in `bkt`.
-fn server() -> FakeS3 {
+pub(crate) fn server() -> FakeS3 {
     let server = FakeS3::builder()
         .auth(Credentials::new(KEY, SECRET))
         .start()
@@ -65,7 +66,7 @@ fn bare(args: &[&str]) -> Command {
     command
 }
 
-fn command(server: &FakeS3, args: &[&str]) -> Command {
+pub(crate) fn command(server: &FakeS3, args: &[&str]) -> Command {
     let mut command = bare(args);
     command
         .env("AWS_ENDPOINT_URL", server.endpoint())
@@ -78,11 +79,11 @@ fn run(server: &FakeS3, args: &[&str]) -> Output {
     command(server, args).output().unwrap()
 }
 
-fn code(output: &Output) -> i32 {
+pub(crate) fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or(-1)
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
@@ -112,7 +113,7 @@ fn requests(server: &FakeS3) -> Vec<(Operation, String)> {
         .collect()
 }
 
-fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     let started = Instant::now();
     while !happened() {
         assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
@@ -120,12 +121,12 @@ fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-fn ended(mut child: Child) -> Output {
+pub(crate) fn ended(mut child: Child) -> Output {
     wait_for("the command ended", || child.try_wait().unwrap().is_some());
     child.wait_with_output().unwrap()
 }
 
-fn signal(child: &Child, signal: rustix::process::Signal) {
+pub(crate) fn signal(child: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, signal).unwrap();
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -722,7 +722,13 @@ fn a_forbidden_object_is_told_with_its_line() {
         &server,
         &["pipe", "--channel", channel, "--failure-grace", "0"],
     );
-    let output = command.arg("--dir").arg(dir.path()).output().unwrap();
+    let command = command.arg("--dir").arg(dir.path());
+    let command = command.stderr(Stdio::piped()).spawn().unwrap();
+    let fifo = dir.path().join("train_0");
+    wait_for(&fifo);
+    // Nobody who reads on is told of an end before the process is gone.
+    assert_eq!(fs::read(fifo).unwrap(), b"A");
+    let output = command.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{errors}");
     assert!(

@@ -260,7 +260,7 @@ pub(crate) async fn s3s_fs(transport: Transport) -> World {
 }
 
 /// Serves a folder, whose folders are buckets, until the test's runtime ends.
-async fn serve_s3s(root: &Path) -> SocketAddr {
+pub(crate) async fn serve_s3s(root: &Path) -> SocketAddr {
     let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
     builder.set_auth(s3s::auth::SimpleAuth::from_single("AK", "SK"));
     let service = builder.build();

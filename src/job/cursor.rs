@@ -1,0 +1,388 @@
+//! Where in the data a checkpoint was made, so that a later run can go on from there.
+//!
+//! The trainer's own state does not say how far it has read, and its FIFOs cannot be rewound. So the place of every Pipe
+//! channel is noted a few times a second, and when files of the checkpoint directory go up, the note that was true *when
+//! they were written* goes up behind them. A later run that restores these files begins its epoch there: its FIFOs are
+//! numbered from `_0`, their content goes on.
+//!
+//! What the place means: the trainer had taken every byte before it out of the pipe. What it held in buffers of its own
+//! (a framework's prefetching) and had not trained on is not seen again at granularity `object`; at granularity `epoch`
+//! the whole epoch is. Between these two the user chooses, because nobody else can know.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::input::{Channel, S3DataType};
+use crate::object::ObjectMeta;
+use crate::pipe::Position;
+
+/// Below the checkpoint directory; one file per host.
+const FOLDER: &str = ".standpipe";
+
+/// Notes that are kept: at two a second, ten minutes. A file that is uploaded later than that brings no cursor.
+const MAX_NOTES: usize = 1200;
+
+/// How precisely a run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Resume {
+    /// It does not: every channel begins with its first epoch, as on the platform.
+    #[default]
+    Off,
+    /// At the beginning of the epoch.
+    Epoch,
+    /// At the beginning of the object.
+    Object,
+}
+
+/// Where a channel was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChannelCursor {
+    /// What the channel read.
+    source: String,
+    seed: Option<i64>,
+    /// The epoch, counted over all runs.
+    pub(super) epoch: u64,
+    /// How many objects of this host's share were left behind.
+    pub(super) objects_before: u64,
+    /// The object that was read.
+    object: Option<String>,
+    etag: Option<String>,
+}
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cursor {
+    version: u32,
+    /// Shares depend on these.
+    rank: usize,
+    hosts: usize,
+    /// When it was true, seconds since 1970.
+    unix_time: u64,
+    pub(super) channels: BTreeMap<String, ChannelCursor>,
+}
+
+/// Of a host's, below the checkpoint directory.
+fn path(rank: usize) -> String {
+    format!("{FOLDER}/cursor-{rank}.json")
+}
+
+/// Whether a path below the checkpoint directory is a cursor's.
+pub(super) fn is_ours(path: &str) -> bool {
+    path.starts_with(&format!("{FOLDER}/"))
+}
+
+/// What a channel's positions are told relative to.
+#[derive(Debug, Clone)]
+pub(super) struct Course {
+    pub(super) channel: Channel,
+    /// The epoch that FIFO `_0` holds, and how many of its objects were left out.
+    pub(super) first_epoch: u64,
+    pub(super) skipped_objects: u64,
+}
+
+impl Course {
+    fn cursor(&self, at: &Position) -> ChannelCursor {
+        let skipped = if at.epoch == 0 {
+            self.skipped_objects
+        } else {
+            0
+        };
+        ChannelCursor {
+            source: self.channel.source.to_string(),
+            seed: self.channel.shuffle.map(|shuffle| shuffle.seed),
+            epoch: self.first_epoch + at.epoch,
+            objects_before: skipped + at.objects_before,
+            object: at.object.as_ref().map(|object| object.uri.to_string()),
+            etag: at
+                .object
+                .as_ref()
+                .and_then(|object| object.etag.as_deref().map(str::to_owned)),
+        }
+    }
+}
+
+impl Cursor {
+    /// Where all channels are.
+    pub(super) fn new(
+        (rank, hosts): (usize, usize),
+        courses: &[Course],
+        positions: &BTreeMap<String, Position>,
+        now: SystemTime,
+    ) -> Self {
+        let at = courses.iter().filter_map(|course| {
+            let position = positions.get(&course.channel.name)?;
+            Some((course.channel.name.clone(), course.cursor(position)))
+        });
+        Self {
+            version: 1,
+            rank,
+            hosts,
+            unix_time: now
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            channels: at.collect(),
+        }
+    }
+
+    /// Its path below the checkpoint directory.
+    pub(super) fn path(&self) -> String {
+        path(self.rank)
+    }
+
+    /// Reads what an earlier run has left; none if there was none.
+    pub(super) fn read(directory: &Path, (rank, hosts): (usize, usize)) -> Result<Option<Self>> {
+        let path = directory.join(path(rank));
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(|error| Error::io(&path, error))?,
+        };
+        let unusable = |reason: String| {
+            Error::unusable(
+                path.display().to_string(),
+                reason,
+                "run with --resume off, which begins with the first epoch",
+            )
+        };
+        let cursor: Self = serde_json::from_slice(&text)
+            .map_err(|error| unusable(format!("not a cursor: {error}")))?;
+        if (cursor.version, cursor.hosts) != (1, hosts) {
+            return Err(unusable(format!(
+                "is of {} hosts, and now there are {hosts}: their shares differ",
+                cursor.hosts
+            )));
+        }
+        Ok(Some(cursor))
+    }
+}
+
+/// Where a channel goes on, at the granularity that is wanted.
+pub(super) fn course(
+    channel: &Channel,
+    cursor: Option<&Cursor>,
+    resume: Resume,
+) -> Result<(Course, Option<ChannelCursor>)> {
+    let from_the_start = Course {
+        channel: channel.clone(),
+        first_epoch: 0,
+        skipped_objects: 0,
+    };
+    let at = cursor.and_then(|cursor| cursor.channels.get(&channel.name));
+    let Some(at) = at.filter(|_| resume != Resume::Off) else {
+        return Ok((from_the_start, None));
+    };
+    let seed = channel.shuffle.map(|shuffle| shuffle.seed);
+    if at.source != channel.source.to_string() || at.seed != seed {
+        return Err(Error::unusable(
+            format!("channel {}", channel.name),
+            format!(
+                "the cursor is of {} with seed {:?}: what was read is another order",
+                at.source, at.seed
+            ),
+            "give the channel the same URI and seed, or run with --resume off",
+        ));
+    }
+    let mut course = from_the_start;
+    course.first_epoch = at.epoch;
+    // Which texts belong to which object only the whole manifest tells.
+    let by_object =
+        resume == Resume::Object && channel.data_type != S3DataType::AugmentedManifestFile;
+    if !by_object {
+        return Ok((course, None));
+    }
+    course.skipped_objects = at.objects_before;
+    Ok((course, Some(at.clone())))
+}
+
+/// An epoch's objects without those that were left behind. The first one must be the one that was read.
+pub(super) fn from_cursor(
+    objects: BoxStream<'static, Result<ObjectMeta>>,
+    at: ChannelCursor,
+) -> BoxStream<'static, Result<ObjectMeta>> {
+    let skip = usize::try_from(at.objects_before).unwrap_or(usize::MAX);
+    let mut due = Some(at);
+    let checked = objects.skip(skip).map(move |meta| {
+        let meta = meta?;
+        due.take().map_or(Ok(()), |at| is_same(&at, &meta))?;
+        Ok(meta)
+    });
+    checked.boxed()
+}
+
+fn is_same(at: &ChannelCursor, meta: &ObjectMeta) -> Result<()> {
+    let Some(object) = &at.object else {
+        return Ok(());
+    };
+    let is_version = at.etag.is_none() || at.etag.as_deref() == meta.id.etag.as_deref();
+    match *object == meta.id.uri.to_string() && is_version {
+        true => Ok(()),
+        false => Err(Error::unusable(
+            format!("object {} of epoch {}", at.objects_before, at.epoch),
+            format!(
+                "is {}, and when the checkpoint was made it was {object}: the input has changed",
+                meta.id.uri
+            ),
+            "run with --resume epoch, which repeats the epoch, or with --resume off",
+        )),
+    }
+}
+
+/// What was true when.
+#[derive(Debug, Default)]
+pub(super) struct Notes(VecDeque<(SystemTime, Cursor)>);
+
+impl Notes {
+    /// Takes a note.
+    pub(super) fn add(&mut self, now: SystemTime, cursor: Cursor) {
+        if self.0.len() == MAX_NOTES {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, cursor));
+    }
+
+    /// The last note that is not of later than `time`.
+    pub(super) fn at(&self, time: SystemTime) -> Option<&Cursor> {
+        let before = self.0.iter().rev().find(|(noted, _)| *noted <= time);
+        before.map(|(_, cursor)| cursor)
+    }
+}
+
+/// Time of a file as its signature has it.
+pub(super) fn time_of(mtime_ns: i128) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(u64::try_from(mtime_ns).unwrap_or_default())
+}
+
+/// Writes it, whole or not at all.
+pub(super) fn write(directory: &Path, cursor: &Cursor) -> Result<PathBuf> {
+    let path = directory.join(path(cursor.rank));
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    }
+    let text = serde_json::to_vec_pretty(cursor).unwrap_or_default();
+    super::tree::write_whole(&path, &text)?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(text: &str) -> Channel {
+        text.parse().unwrap()
+    }
+
+    fn cursor_at(text: &str, epoch: u64, objects_before: u64) -> Cursor {
+        let (course, _) = course(&channel(text), None, Resume::Off).unwrap();
+        let mut position = Position::start(epoch);
+        position.objects_before = objects_before;
+        let positions = BTreeMap::from([(course.channel.name.clone(), position)]);
+        Cursor::new((0, 2), &[course], &positions, UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_run_goes_on_at_the_granularity_that_is_wanted_and_counts_on() {
+        let text = "train=s3://b/,mode=pipe,shuffle=7";
+        let cursor = cursor_at(text, 3, 5);
+        let at = |resume| {
+            let (course, at) = course(&channel(text), Some(&cursor), resume).unwrap();
+            (course.first_epoch, course.skipped_objects, at.is_some())
+        };
+        assert_eq!(at(Resume::Off), (0, 0, false));
+        assert_eq!(at(Resume::Epoch), (3, 0, false));
+        assert_eq!(at(Resume::Object), (3, 5, true));
+        // The next cursor is told in the whole job's numbers.
+        let (course, _) = course(&channel(text), Some(&cursor), Resume::Object).unwrap();
+        let mut position = Position::start(0);
+        position.objects_before = 2;
+        let told = course.cursor(&position);
+        assert_eq!((told.epoch, told.objects_before), (3, 7));
+        let told = course.cursor(&Position::start(1));
+        assert_eq!((told.epoch, told.objects_before), (4, 0));
+    }
+
+    #[test]
+    fn another_order_is_refused_and_another_channel_begins_anew() {
+        let cursor = cursor_at("train=s3://b/,mode=pipe,shuffle=7", 3, 5);
+        for text in [
+            "train=s3://b/,shuffle=8",
+            "train=s3://b/",
+            "train=s3://c/,shuffle=7",
+        ] {
+            assert!(
+                course(&channel(text), Some(&cursor), Resume::Object).is_err(),
+                "{text}"
+            );
+            assert!(course(&channel(text), Some(&cursor), Resume::Off).is_ok());
+        }
+        let (other, at) = course(&channel("val=s3://b/"), Some(&cursor), Resume::Object).unwrap();
+        assert_eq!((other.first_epoch, at), (0, None));
+    }
+
+    #[test]
+    fn a_cursor_is_read_back_and_one_of_other_shares_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Cursor::read(dir.path(), (0, 2)).unwrap(), None);
+        let cursor = cursor_at("train=s3://b/", 1, 0);
+        write(dir.path(), &cursor).unwrap();
+        assert_eq!(Cursor::read(dir.path(), (0, 2)).unwrap(), Some(cursor));
+        assert!(Cursor::read(dir.path(), (0, 3)).is_err());
+        assert_eq!(Cursor::read(dir.path(), (1, 2)).unwrap(), None);
+        std::fs::write(dir.path().join(path(0)), "{").unwrap();
+        assert!(Cursor::read(dir.path(), (0, 2)).is_err());
+    }
+
+    #[test]
+    fn a_file_gets_the_last_note_before_it_was_written() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let mut notes = Notes::default();
+        assert_eq!(notes.at(at(9)), None);
+        for second in [10, 20, 30] {
+            notes.add(at(second), cursor_at("train=s3://b/", second, 0));
+        }
+        let epoch = |seconds| {
+            notes
+                .at(at(seconds))
+                .map(|cursor| cursor.channels["train"].epoch)
+        };
+        assert_eq!(
+            [9, 10, 25, 99].map(epoch),
+            [None, Some(10), Some(20), Some(30)]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_object_where_it_goes_on_must_be_the_same() {
+        use futures::TryStreamExt;
+
+        use crate::client::{Depth, ListEntry, MemoryClient, ObjectClient};
+
+        let client = MemoryClient::default();
+        for key in ["a", "b", "c"] {
+            client.put(format!("memory://b/{key}").parse().unwrap(), key.to_owned());
+        }
+        let list = || {
+            let entries = client.list(&"memory://b/".parse().unwrap(), Depth::All);
+            let objects = entries.try_filter_map(|entry| async move {
+                Ok(match entry {
+                    ListEntry::Object(meta) => Some(meta),
+                    ListEntry::Prefix(_) => None,
+                })
+            });
+            objects.boxed()
+        };
+        let metas: Vec<ObjectMeta> = list().try_collect().await.unwrap();
+        let mut at = cursor_at("train=memory://b/", 0, 1).channels["train"].clone();
+        at.object = Some(metas[1].id.uri.to_string());
+        at.etag = metas[1].id.etag.as_deref().map(str::to_owned);
+        let rest: Vec<ObjectMeta> = from_cursor(list(), at.clone()).try_collect().await.unwrap();
+        assert_eq!(rest, metas[1..]);
+        client.put("memory://b/b".parse().unwrap(), "new");
+        let changed: Result<Vec<_>> = from_cursor(list(), at).try_collect().await;
+        assert!(changed.unwrap_err().to_string().contains("memory://b/b"));
+    }
+}

@@ -1,0 +1,472 @@
+//! A job from its first directory to its last: the order in which everything is made, and taken away again.
+//!
+//! ```text
+//! claim the tree ─> documents ─> checkpoints ─> channels ─> trainer ─> its end or a reason to stop
+//!                                                                        │
+//!                 give the tree back <─ upload <─ last sync <─ channels <┘ (every descriptor after the trainer's death)
+//! ```
+//!
+//! Everything is decided on the calling thread, which takes [`Event`]s out of one queue. What was made is taken away by
+//! dropping it, in the reverse order, also when a step fails.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::artifacts::{self, MODEL, OUTPUT};
+use super::channels::{Inputs, InputsWatch, Stage};
+use super::checkpoint::{self, Note, Syncer};
+use super::cursor::{self, ChannelCursor, Course, Cursor, Resume};
+use super::documents::Documents;
+use super::environment::{self, Facts};
+use super::inbox::{Event, Inbox};
+use super::notice;
+use super::prometheus::Exporter;
+use super::share;
+use super::spec::{CheckpointSpec, PLATFORM_BASE, mode_of};
+use super::stop::{Act, Cause, Stopping};
+use super::summary::{self, JobSummary};
+use super::trainer::{self, Trainer};
+use super::tree::{self, Tree};
+use super::{Job, JobEvent};
+use crate::client::S3Client;
+use crate::download::Stop;
+use crate::error::{Error, Result};
+use crate::input::{InputMode, Shard};
+use crate::object::ObjectUri;
+use crate::prefetch::Prefetcher;
+
+/// How long a process may be busy with its own end after SIGKILL: a core dump, a device that hangs.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+impl Job {
+    /// Runs it; blocks until the trainer and everything around it has ended. The calling thread must not end before.
+    ///
+    /// # Errors
+    /// What keeps the trainer from being started. What happens later is told in the summary.
+    pub fn run(mut self) -> Result<JobSummary> {
+        self.config.spec.validate()?;
+        let shares = self.take_shares()?;
+        let inbox = Inbox::new();
+        inbox.post().signals()?;
+        notice::watch(self.config.spot_notices, inbox.post())?;
+        let address = self.config.metrics_address;
+        let exporter = address
+            .map(|address| Exporter::start(address, self.means.metrics.clone()))
+            .transpose()?;
+        let run_id = self.run_id();
+        let record = tree::record(
+            run_id.clone(),
+            &self.config.base_dir,
+            &self.config.spec.channels,
+        );
+        let tree = Tree::claim(&self.config.base_dir, record)?;
+        let mut summary = JobSummary::new(&self.config.name);
+        let around = Around {
+            tree: &tree,
+            inbox: &inbox,
+            run_id: &run_id,
+            shares: &shares,
+            exporter: exporter.as_ref(),
+        };
+        let result = self.in_tree(&around, &mut summary);
+        // A status file tells more than the error, but only whoever looks for it.
+        let keep_status = matches!(summary.cause, Some(Cause::Input));
+        tree.give_back(keep_status);
+        match result {
+            Ok(()) => {}
+            // Asked to end before there was a trainer.
+            Err(Error::Cancelled) if inbox.is_stopped() => {
+                summary.cause = summary.cause.or_else(|| first_cause(&inbox));
+            }
+            Err(error) => return Err(error),
+        }
+        summary.exit_code = exit_code(&summary);
+        Ok(summary)
+    }
+
+    /// Keeps the channels that are for this host, and says what its shares of them are.
+    fn take_shares(&mut self) -> Result<BTreeMap<String, Shard>> {
+        let (spec, cluster) = (&self.config.spec, &self.config.cluster);
+        let mut shares = BTreeMap::new();
+        for channel in &spec.channels {
+            if let Some(share) = share::share(spec, cluster, channel)? {
+                shares.insert(channel.name.clone(), share);
+            }
+        }
+        let channels = &mut self.config.spec.channels;
+        channels.retain(|channel| shares.contains_key(&channel.name));
+        Ok(shares)
+    }
+
+    fn in_tree(&self, around: &Around<'_>, summary: &mut JobSummary) -> Result<()> {
+        let (config, tree, inbox) = (&self.config, around.tree, around.inbox);
+        let interface = config.network_interface.as_str();
+        let documents = Documents::new(
+            &config.spec,
+            &config.cluster,
+            interface,
+            config.fast_file_as,
+        )?;
+        tree.lay_out(&documents)?;
+        let variables = self.variables(tree, &documents)?;
+        let engine = Prefetcher::new(
+            self.means.client.clone(),
+            self.means.engine.clone(),
+            self.means.metrics.clone(),
+        )?;
+        let restored = self.restored(&engine, around, summary)?;
+        let courses = self.courses(restored.as_ref())?;
+        let stage = Stage {
+            means: &self.means,
+            engine: &engine,
+            tree,
+            inbox,
+            shares: around.shares,
+            courses: &courses,
+        };
+        let inputs = Inputs::start(&stage, &config.spec.channels)?;
+        if inbox.is_stopped() {
+            return Err(Error::Cancelled);
+        }
+        if let Some(exporter) = around.exporter {
+            exporter.show(inputs.watch());
+        }
+        let sync = restored
+            .map(|restored| self.keep(restored, inputs.watch(), &courses))
+            .transpose()?;
+        let trained = self.train(inbox, around.run_id, &variables, summary);
+        summary.channels = inputs.report();
+        // Not before the trainer is dead: `train` has seen to that, also when it failed.
+        inputs.stop();
+        trained?;
+        let failure = std::fs::read(tree.failure_file()).unwrap_or_default();
+        summary.failure_reason = summary::failure_reason(&failure);
+        self.finish(sync, tree, summary);
+        Ok(())
+    }
+
+    /// Fetches the checkpoints.
+    fn restored(
+        &self,
+        engine: &Prefetcher,
+        around: &Around<'_>,
+        summary: &mut JobSummary,
+    ) -> Result<Option<Kept>> {
+        let Some(spec) = &self.config.spec.checkpoint else {
+            return Ok(None);
+        };
+        let directory = checkpoint_dir(spec, around.tree.base());
+        let prefix = checkpoint::folder(&spec.uri);
+        let stop = Arc::new(Stop::default());
+        let restored = around.inbox.busy(&stop, || {
+            checkpoint::restore(engine, &prefix, &directory, &stop)
+        })?;
+        let report = summary.checkpoint.get_or_insert_default();
+        report.restored_files = restored.files;
+        report.restored_bytes = restored.bytes;
+        Ok(Some(Kept {
+            prefix,
+            directory,
+            restored,
+        }))
+    }
+
+    /// Where each Pipe channel begins: at its beginning, or where the checkpoint was made.
+    fn courses(&self, kept: Option<&Kept>) -> Result<Vec<(Course, Option<ChannelCursor>)>> {
+        let cursor = match kept {
+            Some(kept) if self.config.resume != Resume::Off => {
+                Cursor::read(&kept.directory, self.host())?
+            }
+            _ => None,
+        };
+        let channels = self.config.spec.channels.iter();
+        channels
+            .filter(|channel| mode_of(channel) == InputMode::Pipe)
+            .map(|channel| cursor::course(channel, cursor.as_ref(), self.config.resume))
+            .collect()
+    }
+
+    /// Begins to keep the checkpoints, and with them where the trainer is in its input.
+    fn keep(
+        &self,
+        kept: Kept,
+        watch: InputsWatch,
+        courses: &[(Course, Option<ChannelCursor>)],
+    ) -> Result<Syncer> {
+        let courses: Vec<_> = courses.iter().map(|(course, _)| course.clone()).collect();
+        let host = self.host();
+        let note: Option<Note> = match courses.is_empty() {
+            true => None,
+            false => Some(Box::new(move |now: SystemTime| {
+                Cursor::new(host, &courses, &watch.positions(), now)
+            })),
+        };
+        let client = self.writer("CheckpointConfig.S3Uri")?.clone();
+        let config = self.config.checkpoint.clone();
+        Syncer::start(
+            client,
+            (kept.prefix, kept.directory),
+            config,
+            kept.restored.stored,
+            note,
+        )
+    }
+
+    fn host(&self) -> (usize, usize) {
+        let cluster = &self.config.cluster;
+        (cluster.rank, cluster.hosts.len())
+    }
+
+    /// What is left to be written when the trainer has ended. A failure is the job's only if nothing else is.
+    fn finish(&self, sync: Option<Syncer>, tree: &Tree, summary: &mut JobSummary) {
+        let mut results = Vec::new();
+        if let Some((report, result)) = sync.map(Syncer::finish) {
+            let restored = summary.checkpoint.take().unwrap_or_default();
+            summary.checkpoint = Some(summary::CheckpointReport {
+                restored_files: restored.restored_files,
+                restored_bytes: restored.restored_bytes,
+                ..report
+            });
+            results.push(result);
+        }
+        if let Some(output) = &self.config.spec.output {
+            // As the platform: a model of a job that completed or was stopped, and what is in output/data in any case.
+            let has_model = match summary.cause {
+                None => summary.trainer_exit_code == Some(0),
+                Some(cause) => cause != Cause::Input,
+            };
+            let all = [MODEL, OUTPUT];
+            let which = &all[usize::from(!has_model)..];
+            let uploaded = self
+                .writer("OutputDataConfig.S3OutputPath")
+                .and_then(|client| {
+                    artifacts::upload_all(client, output, &self.config.name, tree.base(), which)
+                });
+            match uploaded {
+                Ok(uploaded) => summary.uploaded = uploaded,
+                Err(error) => results.push(Err(error)),
+            }
+        }
+        for error in results.into_iter().filter_map(Result::err) {
+            self.tell(JobEvent::UploadFailed {
+                error: error.clone(),
+            });
+            summary.error.get_or_insert(error);
+        }
+    }
+
+    fn writer(&self, field: &str) -> Result<&S3Client> {
+        self.means
+            .s3
+            .as_ref()
+            .ok_or_else(|| Error::config(field, "there is no client that could write to S3"))
+    }
+
+    /// Runs the trainer until it is dead.
+    fn train(
+        &self,
+        inbox: &Inbox,
+        run_id: &str,
+        variables: &BTreeMap<String, String>,
+        summary: &mut JobSummary,
+    ) -> Result<()> {
+        self.tell(JobEvent::Training);
+        let post = inbox.post();
+        let begun = Instant::now();
+        let mut trainer = Trainer::start(&self.config.command, variables, run_id, move |status| {
+            post.send(Event::Ended(status));
+        })?;
+        let mut way = Way {
+            stopping: Stopping::new(self.config.stop_grace),
+            max_runtime: self.config.spec.max_runtime.map(|time| begun + time),
+            killed_at: None,
+            error: None,
+        };
+        let status = loop {
+            let event = inbox.next(way.wake());
+            if let Some(status) = way.on(event, &trainer, &|event| self.tell(event)) {
+                break status;
+            }
+        };
+        let strays = trainer.ended();
+        if strays > 0 {
+            self.tell(JobEvent::Strays { count: strays });
+        }
+        summary.trained_seconds = begun.elapsed().as_secs_f64();
+        summary.trainer_exit_code = status.map(trainer::code_of);
+        summary.cause = way.stopping.cause();
+        summary.killed = way.stopping.was_killed();
+        summary.error = way.error;
+        Ok(())
+    }
+
+    fn variables(&self, tree: &Tree, documents: &Documents) -> Result<BTreeMap<String, String>> {
+        let config = &self.config;
+        let base = tree.base().display().to_string();
+        let facts = Facts {
+            job_name: &config.name,
+            region: &config.region,
+            base: &base,
+            network_interface: &config.network_interface,
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            gpus: if config.sm_env { gpus() } else { 0 },
+        };
+        let mut variables = BTreeMap::new();
+        if base != PLATFORM_BASE {
+            // The toolkit's own variable for a root that is elsewhere.
+            variables.insert("SAGEMAKER_BASE_DIR".to_owned(), base.clone());
+        }
+        if config.sm_env {
+            let set = environment::toolkit(&config.spec, &config.cluster, documents, &facts)?;
+            variables.extend(set);
+        }
+        variables.extend(environment::platform(&config.spec, &facts));
+        Ok(variables)
+    }
+
+    fn run_id(&self) -> String {
+        let random = fastrand::u64(..);
+        format!("{}-{}-{random:016x}", self.config.name, std::process::id())
+    }
+
+    fn tell(&self, event: JobEvent) {
+        if let Some(tell) = &self.means.on_event {
+            tell(&event);
+        }
+    }
+}
+
+/// What a run is in the middle of.
+struct Around<'a> {
+    tree: &'a Tree,
+    inbox: &'a Inbox,
+    run_id: &'a str,
+    shares: &'a BTreeMap<String, Shard>,
+    exporter: Option<&'a Exporter>,
+}
+
+/// Checkpoints that were fetched.
+struct Kept {
+    prefix: ObjectUri,
+    directory: PathBuf,
+    restored: checkpoint::Restored,
+}
+
+/// Paths of the platform are below the base directory here.
+fn checkpoint_dir(spec: &CheckpointSpec, base: &Path) -> PathBuf {
+    match &spec.local_path {
+        None => base.join("checkpoints"),
+        Some(path) => match path.strip_prefix(PLATFORM_BASE) {
+            Ok(below) => base.join(below),
+            Err(_) => path.clone(),
+        },
+    }
+}
+
+/// The trainer's way to its end.
+struct Way {
+    stopping: Stopping,
+    max_runtime: Option<Instant>,
+    killed_at: Option<Instant>,
+    error: Option<Error>,
+}
+
+impl Way {
+    /// When to look again although nothing happens.
+    fn wake(&self) -> Option<Instant> {
+        let after_kill = self.killed_at.map(|at| at + AFTER_KILL);
+        [self.stopping.wake(), self.max_runtime, after_kill]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Heeds an event, or the time. The trainer's status when it has ended; none inside when it cannot be awaited.
+    fn on(
+        &mut self,
+        event: Option<Event>,
+        trainer: &Trainer,
+        tell: &dyn Fn(JobEvent),
+    ) -> Option<Option<ExitStatus>> {
+        let now = Instant::now();
+        let mut acts = Vec::new();
+        match event {
+            Some(Event::Ended(status)) => return Some(Some(status)),
+            Some(Event::Forward(number)) => trainer.signal(number),
+            Some(Event::Stop(cause, within)) => acts.push(self.ask(cause, now, within, tell)),
+            Some(Event::InputFailed(error)) => {
+                tell(JobEvent::InputFailed {
+                    error: error.clone(),
+                });
+                self.error.get_or_insert(error);
+                acts.push(self.ask(Cause::Input, now, None, tell));
+            }
+            None => {}
+        }
+        if self.max_runtime.is_some_and(|at| now >= at) {
+            self.max_runtime = None;
+            acts.push(self.ask(Cause::MaxRuntime, now, None, tell));
+        }
+        acts.push(self.stopping.tick(now));
+        for act in acts {
+            match act {
+                Act::Send(number) => trainer.signal(number),
+                Act::Kill => {
+                    tell(JobEvent::Killing);
+                    trainer.kill();
+                    self.killed_at = Some(now);
+                }
+                Act::Nothing => {}
+            }
+        }
+        let is_stuck = self.killed_at.is_some_and(|at| now >= at + AFTER_KILL);
+        is_stuck.then_some(None)
+    }
+
+    fn ask(
+        &mut self,
+        cause: Cause,
+        now: Instant,
+        within: Option<Duration>,
+        tell: &dyn Fn(JobEvent),
+    ) -> Act {
+        if self.stopping.cause().is_none() {
+            tell(JobEvent::Stopping { cause });
+        }
+        self.stopping.ask(cause, now, within)
+    }
+}
+
+fn first_cause(inbox: &Inbox) -> Option<Cause> {
+    let now = Some(Instant::now());
+    std::iter::from_fn(|| inbox.next(now)).find_map(|event| match event {
+        Event::Stop(cause, _) => Some(cause),
+        _ => None,
+    })
+}
+
+/// One code for the whole: the reason why it was stopped, or the trainer's own.
+fn exit_code(summary: &JobSummary) -> u8 {
+    let stopped = summary.cause.and_then(Cause::exit_code);
+    stopped.or(summary.trainer_exit_code).unwrap_or(1)
+}
+
+/// As the toolkit counts them: the lines of `nvidia-smi --list-gpus`, 0 where there is none.
+fn gpus() -> usize {
+    let mut command = std::process::Command::new("nvidia-smi");
+    command
+        .arg("--list-gpus")
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let output = command
+        .output()
+        .ok()
+        .filter(|output| output.status.success());
+    output.map_or(0, |output| {
+        let lines = output.stdout.split(|byte| *byte == b'\n');
+        lines.filter(|line| line.starts_with(b"GPU ")).count()
+    })
+}

@@ -1,0 +1,189 @@
+//! The trainer: a child in a process group of its own, which dies when we do.
+#![expect(
+    unsafe_code,
+    reason = "what happens between fork and exec has no safe form"
+)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::strays;
+use crate::error::{Error, Result};
+
+/// What shells say of a command that is not there, and of one that cannot be run.
+pub const NOT_FOUND: u8 = 127;
+/// See [`NOT_FOUND`].
+pub const NOT_EXECUTABLE: u8 = 126;
+
+/// A running trainer. Dropping it kills it, and all that it has started.
+#[derive(Debug)]
+pub(super) struct Trainer {
+    pid: Pid,
+    run_id: String,
+    terminal: Option<Foreground>,
+    /// Its number may be somebody else's since.
+    is_reaped: bool,
+}
+
+impl Trainer {
+    /// Starts it. Standard input, output and error are ours.
+    ///
+    /// The calling thread must live as long as the trainer should: the kernel watches the thread, not the process.
+    pub(super) fn start(
+        command: &[OsString],
+        variables: &BTreeMap<String, String>,
+        run_id: &str,
+        on_end: impl FnOnce(ExitStatus) + Send + 'static,
+    ) -> Result<Self> {
+        let (program, arguments) = command
+            .split_first()
+            .ok_or_else(|| Error::config("COMMAND", "none is given: put it behind --"))?;
+        let terminal = Foreground::of_ours();
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .envs(variables)
+            .env(strays::MARK, run_id)
+            .process_group(0);
+        let (parent, is_foreground) = (std::process::id(), terminal.is_some());
+        // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls are allowed:
+        // it makes system calls, and touches no memory but its own copies of two numbers.
+        unsafe { command.pre_exec(move || prepare(parent, is_foreground)) };
+        let mut child = command
+            .spawn()
+            .map_err(|error| Error::io(std::path::PathBuf::from(program), error))?;
+        let pid = Pid::from_child(&child);
+        let trainer = Self {
+            pid,
+            run_id: run_id.to_owned(),
+            terminal,
+            is_reaped: false,
+        };
+        let waiter = std::thread::Builder::new().name("trainer".into());
+        waiter
+            .spawn(move || {
+                // A wait fails only for want of the child, which is ours to reap.
+                on_end(child.wait().unwrap_or(ExitStatus::from_raw(1 << 8)));
+            })
+            .map_err(|error| Error::io("trainer", error))?;
+        Ok(trainer)
+    }
+
+    /// Sends a signal to the process itself, as a container's runtime does: its workers are its own business.
+    pub(super) fn signal(&self, number: u8) {
+        if let Some(signal) = Signal::from_named_raw(i32::from(number)).filter(|_| !self.is_reaped)
+        {
+            let _ = kill_process(self.pid, signal);
+        }
+    }
+
+    /// Kills it and its group.
+    pub(super) fn kill(&self) {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        if !self.is_reaped {
+            let _ = kill_process(self.pid, Signal::KILL);
+        }
+    }
+
+    /// It has ended: what it has started and left goes, too. Gives how many processes there were.
+    pub(super) fn ended(&mut self) -> usize {
+        self.is_reaped = true;
+        // The group's number is not given away while a member lives; without members this hits nobody.
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        drop(self.terminal.take());
+        strays::kill(&self.run_id)
+    }
+}
+
+impl Drop for Trainer {
+    fn drop(&mut self) {
+        if !self.is_reaped {
+            self.kill();
+            self.ended();
+        }
+    }
+}
+
+/// The exit code as a shell tells it.
+pub(super) fn code_of(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|number| 128 + number));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// Runs in the child.
+fn prepare(parent: u32, is_foreground: bool) -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have died before that.
+    let is_orphan = rustix::process::getppid()
+        .is_none_or(|now| now.as_raw_nonzero().get().cast_unsigned() != parent);
+    if is_orphan {
+        return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    if is_foreground {
+        take_terminal(rustix::process::getpid());
+        // Stopped by Ctrl-Z, it would keep the terminal, and nobody could wake it.
+        // SAFETY: async-signal-safe, and takes numbers only.
+        unsafe { libc::signal(libc::SIGTSTP, libc::SIG_IGN) };
+    }
+    Ok(())
+}
+
+/// The terminal of standard input belongs to the trainer while it runs, as a shell gives it to its jobs: Ctrl-C goes
+/// there, and reading from it is allowed.
+#[derive(Debug)]
+struct Foreground {
+    group: Pid,
+}
+
+impl Foreground {
+    /// What we have, and give on.
+    fn of_ours() -> Option<Self> {
+        if !std::io::stdin().is_terminal() {
+            return None;
+        }
+        let group = rustix::process::getpgrp();
+        // SAFETY: takes a number and touches no memory.
+        let holder = unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) };
+        (holder == group.as_raw_nonzero().get()).then_some(Self { group })
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        take_terminal(self.group);
+    }
+}
+
+/// Gives the terminal to a group. Whoever is not in the foreground is sent SIGTTOU for it, and would stop.
+fn take_terminal(group: Pid) {
+    let mut blocked = std::mem::MaybeUninit::uninit();
+    let mut before = std::mem::MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises `blocked` and pthread_sigmask `before`; all are async-signal-safe or touch only
+    // these two, which live through the calls.
+    unsafe {
+        libc::sigemptyset(blocked.as_mut_ptr());
+        libc::sigaddset(blocked.as_mut_ptr(), libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, blocked.as_ptr(), before.as_mut_ptr());
+        libc::tcsetpgrp(libc::STDIN_FILENO, group.as_raw_nonzero().get());
+        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_those_of_a_shell() {
+        assert_eq!(code_of(ExitStatus::from_raw(0)), 0);
+        assert_eq!(code_of(ExitStatus::from_raw(7 << 8)), 7);
+        assert_eq!(code_of(ExitStatus::from_raw(9)), 137);
+    }
+}

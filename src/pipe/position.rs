@@ -1,0 +1,210 @@
+//! How far a reader has come in its epoch: which object it is in, counted by what it has taken out of the pipe.
+//!
+//! What was written is not what was read: a pipe holds up to a megabyte, which may be a thousand small objects. So an
+//! object counts as reached when the reader has taken its first byte, and the bytes that still lie in the pipe
+//! (FIONREAD) are taken off. What the reader holds in buffers of its own nobody outside of it can know.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+
+use super::fifo::{self, Sink};
+use crate::object::ObjectId;
+
+/// A place in an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Position {
+    /// The epoch, as its FIFO counts.
+    pub epoch: u64,
+    /// How many objects of the epoch come before the one that is read.
+    pub objects_before: u64,
+    /// The object that is read; none before the first.
+    pub object: Option<Arc<ObjectId>>,
+    /// Bytes of the epoch that the reader has taken.
+    pub taken_bytes: u64,
+}
+
+impl Position {
+    /// The first byte of an epoch.
+    pub fn start(epoch: u64) -> Self {
+        Self {
+            epoch,
+            objects_before: 0,
+            object: None,
+            taken_bytes: 0,
+        }
+    }
+}
+
+/// A channel's place, for whoever asks from another thread: the pipe is looked at when it is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    track: Track,
+    stage: Stage,
+}
+
+/// Where the bytes that the reader has not taken can be counted.
+#[derive(Debug, Default)]
+enum Stage {
+    /// Nobody has opened the epoch's FIFO.
+    #[default]
+    Unopened,
+    /// In the pipe that is written to. Not held here: that would put off the end that its reader waits for.
+    Streaming(Weak<Sink>),
+    /// All is written. A read end of our own, which is never read from, tells what is left.
+    Delivered(Option<OwnedFd>),
+    /// Its reader has closed it early: the epoch is used up.
+    Left,
+}
+
+impl Tracker {
+    pub(super) fn opened(&mut self, epoch: u64, sink: &Arc<Sink>) {
+        self.track = Track::new(epoch);
+        self.stage = Stage::Streaming(Arc::downgrade(sink));
+    }
+
+    pub(super) fn goes_on(&mut self, object: &Arc<ObjectId>, from: u64) {
+        self.track.goes_on(object, from);
+    }
+
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        self.track.wrote(bytes);
+    }
+
+    pub(super) fn delivered(&mut self, read_end: Option<OwnedFd>) {
+        self.stage = Stage::Delivered(read_end);
+    }
+
+    pub(super) fn left(&mut self) {
+        self.stage = Stage::Left;
+    }
+
+    /// Where the reader is now.
+    pub(super) fn position(&mut self) -> Position {
+        let epoch = self.track.epoch;
+        let unread = match &self.stage {
+            Stage::Unopened => return Position::start(epoch),
+            Stage::Left => return Position::start(epoch + 1),
+            Stage::Streaming(sink) => sink.upgrade().map(|sink| sink.unread_bytes()),
+            Stage::Delivered(read_end) => match read_end.as_ref().map(fifo::unread_bytes) {
+                Some(0) => return Position::start(epoch + 1),
+                unread => unread,
+            },
+        };
+        // What cannot be counted may all be unread: one place too early is better than one too late.
+        let unread = unread.unwrap_or(fifo::LARGEST_PIPE_BYTES);
+        self.track.position(unread)
+    }
+}
+
+/// The objects whose bytes may be in the pipe.
+#[derive(Debug, Default)]
+pub(super) struct Track {
+    epoch: u64,
+    written_bytes: u64,
+    /// How many objects come before the first of those below.
+    before: u64,
+    /// Each with the byte of the epoch that it begins at.
+    begun: VecDeque<(u64, Arc<ObjectId>)>,
+}
+
+impl Track {
+    /// Nothing of this epoch was written yet.
+    pub(super) fn new(epoch: u64) -> Self {
+        Self {
+            epoch,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes of this object are about to be written, behind the first `from` of it. The same object twice in a row comes in
+    /// two `Arc`s.
+    pub(super) fn goes_on(&mut self, object: &Arc<ObjectId>, from: u64) {
+        let last = self.begun.back().map(|(_, last)| last);
+        let is_new = last.is_none_or(|last| from == 0 && !Arc::ptr_eq(last, object));
+        if is_new {
+            self.begun.push_back((self.written_bytes, object.clone()));
+        }
+    }
+
+    /// So many bytes were written.
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        self.written_bytes += bytes as u64;
+    }
+
+    /// Where the reader is when `in_pipe` bytes still lie in the pipe. Objects that it has left are forgotten.
+    pub(super) fn position(&mut self, in_pipe: u64) -> Position {
+        let taken_bytes = self.written_bytes.saturating_sub(in_pipe);
+        // An object is left when a byte of a later one was taken.
+        while self
+            .begun
+            .get(1)
+            .is_some_and(|(start, _)| *start < taken_bytes)
+        {
+            self.begun.pop_front();
+            self.before += 1;
+        }
+        Position {
+            epoch: self.epoch,
+            objects_before: self.before,
+            object: self.begun.front().map(|(_, object)| object.clone()),
+            taken_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn object(n: usize) -> Arc<ObjectId> {
+        let uri = format!("memory://b/{n}").parse().unwrap();
+        Arc::new(ObjectId::unpinned(uri))
+    }
+
+    #[test]
+    fn what_lies_in_the_pipe_was_not_read() {
+        let mut track = Track::new(3);
+        let objects = [object(0), object(1), object(2)];
+        for object in &objects {
+            track.goes_on(object, 0);
+            track.wrote(10);
+        }
+        let mut at = |in_pipe| {
+            let position = track.position(in_pipe);
+            (position.objects_before, position.taken_bytes)
+        };
+        assert_eq!(at(30), (0, 0));
+        assert_eq!(at(20), (0, 10), "the second has not been begun");
+        assert_eq!(at(19), (1, 11));
+        assert_eq!(at(0), (2, 30));
+    }
+
+    proptest! {
+        /// No object is passed of which a byte may not have been read, whatever the sizes, empty ones included.
+        #[test]
+        fn nothing_unread_is_ever_passed(
+            sizes in proptest::collection::vec(0usize..5, 1..20), lag in 0u64..40,
+        ) {
+            let mut track = Track::new(0);
+            let mut starts = Vec::new();
+            let mut written = 0u64;
+            for (n, size) in sizes.iter().enumerate() {
+                starts.push(written);
+                track.goes_on(&object(n), 0);
+                for _ in 0..*size {
+                    track.wrote(1);
+                    written += 1;
+                    let position = track.position(lag.min(written));
+                    let passed = position.objects_before as usize;
+                    prop_assert!(starts[passed] <= position.taken_bytes);
+                    let later = starts.get(passed + 1);
+                    prop_assert!(later.is_none_or(|start| *start >= position.taken_bytes));
+                }
+            }
+        }
+    }
+}
