@@ -9,6 +9,7 @@ that its closing lines stand near the end.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs"]
+# Where the wheel is put; nothing of it is kept for the next run.
+WHEEL_VENV = ROOT / "target" / "wheel-venv"
 WHOLE = ["--locked", "--workspace", "--all-features"]
 DENY_WARNINGS = ["--", "-D", "warnings"]
 
@@ -61,6 +64,53 @@ def demo() -> bool:
         return any(name.endswith((".svg", ".png", ".html")) for name in made)
 
 
+def wheel() -> bool:
+    """Builds the wheel, puts it into a fresh environment, and tests it there: nothing sees the sources of the package.
+
+    The feature asks of shared dependencies what the workspace with its tests does, so cargo finds them compiled.
+    """
+    tools = ROOT / ".venv"
+    with tempfile.TemporaryDirectory() as out:
+        build = [
+            "build",
+            "--profile",
+            "dev",
+            "--locked",
+            "--features",
+            "as-tested",
+            "--manifest-path",
+            "python/Cargo.toml",
+        ]
+        if not run(
+            str(tools / "bin" / "maturin"), *build, "--out", out, "--interpreter", str(tools / "bin" / "python")
+        ):
+            return False
+        wheels = [str(path) for path in Path(out).glob("standpipe-*-cp311-abi3-*.whl")]
+        print("made:", ", ".join(wheels) or "no wheel for all versions from 3.11 on")
+        if len(wheels) != 1 or not fresh_environment(WHEEL_VENV, tools, wheels[0]):
+            return False
+    allowed = ["--allowlist", "python/stubtest.txt", "--ignore-unused-allowlist"]
+    python = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
+    return run_all(
+        [
+            # The tests, and the examples of the docstrings.
+            [*python, "pytest", "-q", "-c", "python/pyproject.toml", "python/tests"],
+            [*python, "mypy.stubtest", "standpipe", "--mypy-config-file", "mypy.ini", *allowed],
+            [*python, "mypy", "-p", "standpipe"],
+        ]
+    )
+
+
+def fresh_environment(where: Path, tools: Path, package: str) -> bool:
+    """An environment with the package in it, and the tests' tools from the one that has them."""
+    shutil.rmtree(where, ignore_errors=True)
+    if not run(sys.executable, "-m", "venv", str(where)):
+        return False
+    for site in tools.glob("lib/python*/site-packages"):
+        (where / site.relative_to(tools) / "tools.pth").write_text(f"{site}\n")
+    return run(str(where / "bin" / "pip"), "install", "--quiet", "--no-deps", "--disable-pip-version-check", package)
+
+
 def nextest(filter_: str) -> bool:
     return run("cargo", "nextest", "run", *WHOLE, "-E", filter_)
 
@@ -86,6 +136,7 @@ STEPS: dict[str, Callable[[], bool]] = {
     "benches": cargo("bench", *WHOLE, "--profile", "dev", "--bench", "*", "--", "--test"),
     "demo": demo,
     "doctests": cargo("test", *WHOLE, "--doc"),
+    "wheel": wheel,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),
     "tests": lambda: nextest("not test(/^soak::/)"),

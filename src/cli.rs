@@ -166,6 +166,11 @@ impl Command {
 
 /// Runs the command that `args` name (the program's name first) and says how it went.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    ExitCode::from(status(args))
+}
+
+/// [`run`], with the exit code as the number that it is: for hosts that are not a Rust program.
+pub fn status(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     #[cfg(all(feature = "fuse", target_os = "linux"))]
     let args = mount::as_helper(args);
@@ -174,7 +179,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // Help into a closed pipe is no failure, and there is nobody left to tell.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::FAILURE));
+            return u8::try_from(error.exit_code()).unwrap_or(exit::FAILURE);
         }
     };
     logging::start(&cli.output);
@@ -185,7 +190,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .run(&context)
         .map_err(|error| context.with_profile(error));
     report::print(name, &context, &result);
-    exit::code(&result)
+    exit::number(&result)
 }
 
 #[cfg(test)]

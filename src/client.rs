@@ -21,6 +21,7 @@ mod local;
 mod memory;
 mod retry;
 mod s3;
+mod scheme;
 #[doc(hidden)]
 pub mod wire;
 
@@ -30,6 +31,7 @@ pub use local::LocalClient;
 pub use memory::MemoryClient;
 pub use retry::{Backoff, FailureKind, RetryClient, RetryConfig};
 pub use s3::{AccessKey, S3Client, S3Config, SseCustomerKey, Transport};
+pub use scheme::SchemeClient;
 
 /// Wraps a client the way every mode does: retries around a limit, so that a request that waits to be tried again
 /// holds no slot of the `most_requests` that may fly at once.

@@ -37,7 +37,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::input::Source;
 use crate::metrics::{Counter, Gauge, Presence};
-use crate::prefetch::Prefetcher;
+use crate::prefetch::{PrefetchConfig, Prefetcher};
 
 use directories::MadeDirectories;
 use lane::Lane;
@@ -47,6 +47,9 @@ pub use names::local_name;
 /// How long a thread waits for bytes or for a listing before it looks whether it should stop: a person who presses
 /// Ctrl-C does not notice it.
 const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// One that is written, and some on their way.
+const PARTS_PER_LANE: u64 = 4;
 
 /// How files are written.
 #[derive(Debug, Clone)]
@@ -67,6 +70,19 @@ impl Default for DownloadConfig {
             lanes: NonZeroUsize::new(8).unwrap_or(NonZeroUsize::MIN),
             fsync: false,
         }
+    }
+}
+
+impl DownloadConfig {
+    /// As many lanes as have some parts of the engine's memory each: one that owns a single part waits a round trip for
+    /// each next.
+    pub fn fitting(engine: &PrefetchConfig) -> Self {
+        let mut config = Self::default();
+        let affordable = engine.memory_bytes / (PARTS_PER_LANE * engine.part_bytes.max(1));
+        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
+        let affordable = NonZeroUsize::new(affordable).unwrap_or(NonZeroUsize::MIN);
+        config.lanes = config.lanes.min(affordable);
+        config
     }
 }
 

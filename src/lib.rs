@@ -51,6 +51,7 @@ pub mod metrics;
 pub mod object;
 pub mod pipe;
 pub mod prefetch;
+pub mod record;
 pub mod runtime;
 mod sync;
 

@@ -1,32 +1,23 @@
 //! One Tokio runtime per process, started at first use and never used after a fork.
 //!
 //! A forked child inherits the runtime's memory but not its threads: anything that waits on it would wait forever.
-//! So the runtime is kept with the pid that made it, and a process with another pid makes its own and leaks the
-//! inherited one (dropping it would join threads that do not exist).
+//! So the runtime is kept with the pid that made it ([`PerProcess`]), and a process with another pid makes its own and
+//! leaves the inherited one alone (dropping it would join threads that do not exist).
 
-use std::sync::Mutex;
+mod per_process;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-static RUNTIME: Mutex<Option<(u32, &'static Runtime)>> = Mutex::new(None);
+pub use per_process::PerProcess;
+
+static RUNTIME: PerProcess<Runtime> = PerProcess::new();
 
 /// The process's runtime; started by the first call.
 ///
 /// # Panics
 /// When the system refuses to start its threads.
 pub fn handle() -> Handle {
-    let pid = std::process::id();
-    let mut runtime = RUNTIME
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
-    match *runtime {
-        Some((owner, runtime)) if owner == pid => runtime.handle().clone(),
-        _ => {
-            let fresh: &'static Runtime = Box::leak(Box::new(start()));
-            *runtime = Some((pid, fresh));
-            fresh.handle().clone()
-        }
-    }
+    RUNTIME.get(start).handle().clone()
 }
 
 /// One reactor thread carries 8 to 20 Gb/s, and the consumer needs the other cores.

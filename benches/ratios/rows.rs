@@ -675,7 +675,6 @@ fn first_byte(sizes: Sizes, name: &'static str, tls: bool) -> Row {
         tls,
         shape: model("30ms+20ms/MiB"),
         objects: vec![few, some, many],
-        ..Spec::default()
     };
     let train = |prefix: &str| {
         let work = Work::Train {

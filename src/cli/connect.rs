@@ -2,22 +2,18 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
-
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 use super::flags::CacheFlags;
 use super::flags::TransportFlag;
 use super::{Context, sse_c};
-use crate::buffer::PartBuf;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 use crate::cache::CacheConfig;
 use crate::client::{
-    Depth, GetMeta, ListEntry, LocalClient, ObjectClient, S3Client, S3Config, Transport, resilient,
+    LocalClient, ObjectClient, S3Client, S3Config, SchemeClient, Transport, resilient,
 };
 use crate::error::{Error, Result};
 use crate::input::Source;
-use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri, Scheme};
+use crate::object::Scheme;
 use crate::prefetch::PrefetchConfig;
 use crate::runtime;
 
@@ -54,7 +50,7 @@ impl Context {
         if !schemes.contains(&Scheme::File) {
             return Ok(s3);
         }
-        Ok(Arc::new(ByScheme { s3, local }))
+        Ok(Arc::new(SchemeClient::new(s3, local)))
     }
 
     /// The same for one scheme, and the cache that the flags want; what is local needs none.
@@ -99,40 +95,5 @@ impl Context {
             checksums: engine.checksums,
             ..S3Config::default()
         })
-    }
-}
-
-/// Sends each URI to its scheme's client.
-#[derive(Debug)]
-struct ByScheme {
-    s3: Arc<dyn ObjectClient>,
-    local: Arc<dyn ObjectClient>,
-}
-
-impl ByScheme {
-    fn of(&self, uri: &ObjectUri) -> &dyn ObjectClient {
-        match uri.scheme() {
-            Scheme::S3 => &*self.s3,
-            Scheme::File | Scheme::Memory => &*self.local,
-        }
-    }
-}
-
-impl ObjectClient for ByScheme {
-    fn head<'a>(&'a self, uri: &'a ObjectUri) -> BoxFuture<'a, Result<ObjectMeta>> {
-        self.of(uri).head(uri)
-    }
-
-    fn get<'a>(
-        &'a self,
-        id: &'a ObjectId,
-        range: ByteRange,
-        into: &'a mut PartBuf,
-    ) -> BoxFuture<'a, Result<GetMeta>> {
-        self.of(&id.uri).get(id, range, into)
-    }
-
-    fn list(&self, prefix: &ObjectUri, depth: Depth) -> BoxStream<'static, Result<ListEntry>> {
-        self.of(prefix).list(prefix, depth)
     }
 }

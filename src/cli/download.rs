@@ -1,6 +1,5 @@
 //! `standpipe download`: File mode.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,10 +15,7 @@ use crate::download::{self, DownloadConfig, DownloadProgress};
 use crate::error::Result;
 use crate::input::Source;
 use crate::metrics::Sink;
-use crate::prefetch::{PrefetchConfig, Prefetcher};
-
-/// One that is written, and some on their way.
-const PARTS_PER_LANE: u64 = 4;
+use crate::prefetch::Prefetcher;
 
 const NOTES: &str = "\
 Files are named by their keys, relative to the prefix up to its last /. Each appears only when it is
@@ -48,7 +44,8 @@ pub(super) struct Download {
 impl Download {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
         let engine = self.engine.config()?;
-        let config = lanes(&engine, self.fsync);
+        let mut config = DownloadConfig::fitting(&engine);
+        config.fsync = self.fsync;
         let client = context.connect(&connect::schemes([&self.uri]), &engine)?;
         let engine = Prefetcher::new(client, engine, context.metrics.clone())?;
         let download = download::Download::new(engine, self.uri, self.dir, config);
@@ -75,19 +72,6 @@ fn tell_what_is_kept(progress: &DownloadProgress) {
         let kept = human(kept as f64);
         eprintln!("standpipe: {kept} of unfinished files are kept: run again to continue");
     }
-}
-
-/// As many lanes as have some parts of memory each: one that owns a single part waits a round trip for each next.
-fn lanes(engine: &PrefetchConfig, fsync: bool) -> DownloadConfig {
-    let mut config = DownloadConfig::default();
-    let affordable =
-        usize::try_from(engine.memory_bytes / (PARTS_PER_LANE * engine.part_bytes)).ok();
-    let affordable = affordable
-        .and_then(NonZeroUsize::new)
-        .unwrap_or(NonZeroUsize::MIN);
-    config.lanes = config.lanes.min(affordable);
-    config.fsync = fsync;
-    config
 }
 
 fn sampler(progress: Arc<DownloadProgress>) -> impl Fn() -> Sample + Send + 'static {

@@ -1,7 +1,6 @@
 //! Exit codes: one table for the code, `--help`, the README and the tests.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use super::interrupt;
@@ -61,11 +60,6 @@ pub(super) static TABLE_HELP: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The code of a finished command.
-pub(super) fn code<T>(result: &Result<T>) -> ExitCode {
-    ExitCode::from(number(result))
-}
-
-/// [`code`] as a number.
 pub(super) fn number<T>(result: &Result<T>) -> u8 {
     match result {
         Ok(_) => 0,

@@ -9,13 +9,7 @@ use super::Size;
 use crate::cache::CacheConfig;
 use crate::checksum::ChecksumPolicy;
 use crate::error::Result;
-use crate::prefetch::{PrefetchConfig, model_concurrency};
-
-/// The link that the defaults are made for, as the engine's are.
-const DEFAULT_GBPS: f64 = 10.0;
-
-/// Parts that the memory should hold when nothing else is said: fewer cannot hide latency.
-const LEAST_PARTS: u64 = 4;
+use crate::prefetch::PrefetchConfig;
 
 /// Where the data is and how to get there.
 #[derive(Debug, Clone, Args)]
@@ -188,17 +182,11 @@ enum ChecksumFlag {
 impl EngineFlags {
     /// What was typed, and for the rest what fits to it.
     pub(super) fn config(&self) -> Result<PrefetchConfig> {
-        let mut config = PrefetchConfig::default();
-        if self.part_size.0 != config.part_bytes {
-            config.part_bytes = self.part_size.0;
-            config.concurrency = model_concurrency(DEFAULT_GBPS, config.part_bytes.max(1));
-            // Parts that the default memory holds few of need more of it.
-            config.memory_bytes = config
-                .memory_bytes
-                .max(config.part_bytes.saturating_mul(LEAST_PARTS));
-        }
-        config.concurrency = self.concurrency.unwrap_or(config.concurrency);
-        config.memory_bytes = self.memory.map_or(config.memory_bytes, |size| size.0);
+        let mut config = PrefetchConfig::fitting(
+            self.memory.map(|size| size.0),
+            Some(self.part_size.0),
+            self.concurrency,
+        );
         config.checksums = match self.checksums {
             ChecksumFlag::Off => ChecksumPolicy::Off,
             ChecksumFlag::WhenPossible => ChecksumPolicy::WhenPossible,

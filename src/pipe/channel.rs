@@ -40,7 +40,8 @@ const ENGINE_WAIT: Duration = Duration::from_millis(50);
 /// it the size hardly matters: from 128 KiB to 1 MiB the rate and the CPU differ by less than two runs do.
 const SLICE_BYTES: usize = 256 << 10;
 
-/// When a second reader is looked for: not while the first bytes are due, soon after, then ever more seldom.
+/// When a second reader is looked for: not before the first bytes are in the pipe (a look takes 2 ms, and there is nothing
+/// yet that two could split), soon after, then ever more seldom.
 const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
 
 /// What the channels of a server share.
@@ -220,7 +221,9 @@ impl ChannelWriter {
             if feed.is_exhausted() || !self.reader_is_there() {
                 return Ok(None);
             }
-            self.look_for_second_reader()?;
+            if self.progress.bytes > 0 {
+                self.look_for_second_reader()?;
+            }
             self.fill(ENGINE_WAIT)?;
         }
     }
@@ -259,6 +262,7 @@ impl ChannelWriter {
         let mut summary = lock(&self.summary);
         if self.progress.bytes == 0 {
             summary.record_first_byte(self.opened.elapsed());
+            self.next_look = (Instant::now() + LOOK_PAUSE.0, LOOK_PAUSE.0);
         }
         summary.bytes += written as u64;
         summary.epoch_bytes += written as u64;

@@ -4,6 +4,12 @@ use crate::buffer::class_bytes;
 use crate::checksum::ChecksumPolicy;
 use crate::error::{Error, Result};
 
+/// The link that the defaults are made for.
+const DEFAULT_GBPS: f64 = 10.0;
+
+/// Parts that the memory should hold when nothing else is said: fewer cannot hide latency.
+const LEAST_PARTS: u64 = 4;
+
 /// How the engine reads ahead. The defaults suit a 10 Gb/s link to S3.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -30,10 +36,12 @@ pub struct PrefetchConfig {
 impl Default for PrefetchConfig {
     fn default() -> Self {
         let part_bytes = 8 << 20;
-        let concurrency = model_concurrency(10.0, part_bytes);
+        let concurrency = model_concurrency(DEFAULT_GBPS, part_bytes);
         let needed = concurrency as u64 * part_bytes * 3 / 2;
         Self {
-            memory_bytes: needed.min(host_memory_bytes() / 4).max(4 * part_bytes),
+            memory_bytes: needed
+                .min(host_memory_bytes() / 4)
+                .max(LEAST_PARTS * part_bytes),
             part_bytes,
             lead_bytes: 4 << 10,
             concurrency,
@@ -44,6 +52,25 @@ impl Default for PrefetchConfig {
 }
 
 impl PrefetchConfig {
+    /// What was asked for, and for the rest what fits to it; not validated.
+    pub fn fitting(
+        memory_bytes: Option<u64>,
+        part_bytes: Option<u64>,
+        concurrency: Option<usize>,
+    ) -> Self {
+        let mut config = Self::default();
+        if let Some(part_bytes) = part_bytes.filter(|wanted| *wanted != config.part_bytes) {
+            config.part_bytes = part_bytes;
+            config.concurrency = model_concurrency(DEFAULT_GBPS, part_bytes.max(1));
+            // Parts that the default memory holds few of need more of it.
+            let least = part_bytes.saturating_mul(LEAST_PARTS);
+            config.memory_bytes = config.memory_bytes.max(least);
+        }
+        config.concurrency = concurrency.unwrap_or(config.concurrency);
+        config.memory_bytes = memory_bytes.unwrap_or(config.memory_bytes);
+        config
+    }
+
     /// Refuses what can't work, naming the field.
     pub fn validate(&self) -> Result<()> {
         if self.part_bytes < 64 << 10 || self.part_bytes > 1 << 30 {
@@ -107,6 +134,19 @@ mod tests {
             [28, 71, 256]
         );
         assert_eq!(model_concurrency(0.1, 8 << 20), 8);
+    }
+
+    #[test]
+    fn what_is_not_said_fits_to_what_is() {
+        let default = PrefetchConfig::default();
+        let large = PrefetchConfig::fitting(None, Some(1 << 30), None);
+        assert_eq!(large.memory_bytes, 4 << 30);
+        assert!(large.concurrency < default.concurrency);
+        let told = PrefetchConfig::fitting(Some(1 << 20), Some(1 << 20), Some(3));
+        let told = (told.memory_bytes, told.part_bytes, told.concurrency);
+        assert_eq!(told, (1 << 20, 1 << 20, 3));
+        let none = PrefetchConfig::fitting(None, None, None);
+        assert_eq!(none.concurrency, default.concurrency);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod pages;
 mod pipe;
 mod prefetch;
 mod readers;
+mod records;
 mod s3;
 mod s3_reach;
 mod semantics;

@@ -1,0 +1,37 @@
+"""Which share of the work is this process's: of ranks times workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["rank_and_size", "share", "worker_and_count"]
+
+
+def rank_and_size() -> tuple[int, int]:
+    """From ``torch.distributed`` where it is initialised, else from ``RANK`` and ``WORLD_SIZE``. Imports nothing."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    rank, size = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+    if not 0 <= rank < size:
+        raise ValueError(f"RANK={rank} and WORLD_SIZE={size}: a rank is at least 0 and below the world's size")
+    return rank, size
+
+
+def worker_and_count() -> tuple[int, int]:
+    """Of a ``DataLoader``'s workers; one outside of them."""
+    data = sys.modules.get("torch.utils.data")
+    info = data.get_worker_info() if data is not None else None
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def share() -> tuple[int, int]:
+    """This process's number among all workers of all ranks, and how many these are.
+
+    >>> share()
+    (0, 1)
+    """
+    rank, ranks = rank_and_size()
+    worker, workers = worker_and_count()
+    return rank * workers + worker, ranks * workers
