@@ -376,7 +376,7 @@ impl BlockCache {
     }
 
     /// Whether blocks are stored now: the disk works, and there is room as far as this process knows.
-    fn is_storing(&self) -> bool {
+    pub fn is_storing(&self) -> bool {
         let core = &self.shared.core;
         !(core.is_sick() || core.is_frozen())
     }

@@ -216,7 +216,10 @@ impl Core {
         let oldest = candidates.iter().map(|one| one.used_at).min();
         self.oldest_use.store(oldest.unwrap_or(clock), Relaxed);
         self.looked_at.store(clock, Relaxed);
-        self.is_full.store(freed == 0, Relaxed);
+        // That somebody who asked for room in vain did so without need says nothing about the room.
+        if freed > 0 || wanted > 0 {
+            self.is_full.store(freed == 0, Relaxed);
+        }
         Ok(freed)
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fake_s3::{FakeS3, Latency, Shape};
 use standpipe::cache::CacheConfig;
@@ -345,8 +345,15 @@ fn what_is_told_is_looked_ahead_of() {
     let fetched = fetched(&server, sent);
     assert!(fetched < 1.02, "{fetched} of the bytes, heads included");
     assert!(server.stats().in_flight_peak > 8);
-    let held = files.open_files().budget().reserved();
-    assert_eq!(held, 0, "nothing is left");
+    // The task that brought the last part may still be about to let go of it.
+    let begun = Instant::now();
+    while files.open_files().budget().reserved() > 0 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "something is left"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
     files.prefetch(order.iter().map(|at| path(*at))).unwrap();
     let held = files.open_files().budget().reserved();
     assert!(

@@ -269,16 +269,21 @@ fn is_no_room(error: &io::Error) -> bool {
     matches!(cause, Some(Error::Config { reason, .. }) if reason.contains("can't keep it"))
 }
 
+fn done() {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{DONE}").unwrap();
+}
+
 /// Does what the lines on standard input say, each with the versions that are on the server by then.
 fn serve(told: &str) {
     let mut reader = Reader::start(told);
     // It has listed what it was told of.
-    writeln!(io::stdout(), "{DONE}").unwrap();
+    done();
     for line in io::stdin().lines() {
         let (step, current) = serde_json::from_str(&line.unwrap()).unwrap();
         reader.current = current;
         reader.carry_out(step);
-        writeln!(io::stdout(), "{DONE}").unwrap();
+        done();
     }
     reader.check_maps();
 }

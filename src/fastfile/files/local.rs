@@ -19,6 +19,9 @@ use crate::runtime;
 /// A disk that takes longer for what may wait to be written is broken.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(300);
 
+/// What is still missing then is not kept for another reason than that others were in the way.
+const MOST_FILLS: usize = 8;
+
 /// A whole object as a local file. It stays where it is as long as this lives: eviction leaves it alone.
 ///
 /// It must not be written to. Its name is the cache's and has no suffix.
@@ -133,13 +136,21 @@ pub(super) async fn materialize(file: Arc<Windowed>, windows: Arc<Windows>) -> R
         let (found, wanted) = (cache.clone(), id.clone());
         let held = blocking(move || held(&found, &wanted)).await??;
         let (entry, _hold) = held.ok_or_else(no_room)?;
-        fill(&windows, &cache, &entry, &id).await?;
-        let entry = blocking(move || entry.complete()).await?;
-        let entry = entry.ok_or_else(no_room)?;
-        Ok(LocalFile {
-            path: entry.path(),
-            whole: Whole::Cached(entry),
-        })
+        // Reads beside it may have filled the queue of what is to be written, or have brought what they did not keep.
+        for _ in 0..MOST_FILLS {
+            fill(&windows, &cache, &entry, &id).await?;
+            let filled = entry.clone();
+            if let Some(entry) = blocking(move || filled.complete()).await? {
+                return Ok(LocalFile {
+                    path: entry.path(),
+                    whole: Whole::Cached(entry),
+                });
+            }
+            if !cache.is_storing() {
+                break;
+            }
+        }
+        Err(no_room())
     });
     // It fails only when it panics, or when the process ends.
     work.await.unwrap_or(Err(Error::Cancelled))
