@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs"]
 # Where the wheel is put; nothing of it is kept for the next run.
 WHEEL_VENV = ROOT / "target" / "wheel-venv"
+IN_WHEEL_VENV = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
+PYTEST = ["-q", "-c", "python/pyproject.toml"]
+TORCH_TESTS = "python/tests/test_torch.py"
 WHOLE = ["--locked", "--workspace", "--all-features"]
 DENY_WARNINGS = ["--", "-D", "warnings"]
 
@@ -89,16 +92,25 @@ def wheel() -> bool:
         print("made:", ", ".join(wheels) or "no wheel for all versions from 3.11 on")
         if len(wheels) != 1 or not fresh_environment(WHEEL_VENV, tools, wheels[0]):
             return False
-    allowed = ["--allowlist", "python/stubtest.txt", "--ignore-unused-allowlist"]
-    python = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
     return run_all(
         [
             # The tests, and the examples of the docstrings.
-            [*python, "pytest", "-q", "-c", "python/pyproject.toml", "python/tests"],
-            [*python, "mypy.stubtest", "standpipe", "--mypy-config-file", "mypy.ini", *allowed],
-            [*python, "mypy", "-p", "standpipe"],
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", "--ignore", TORCH_TESTS],
+            [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
         ]
     )
+
+
+def torch() -> bool:
+    """What of the wheel needs PyTorch: the tests that use it, and the stubs' comparison, which imports every module."""
+    if not run("sh", "scripts/setup", "torch"):
+        return False
+    allowed = ["--mypy-config-file", "mypy.ini", "--allowlist", "python/stubtest.txt", "--ignore-unused-allowlist"]
+    commands = [
+        [*IN_WHEEL_VENV, "pytest", *PYTEST, TORCH_TESTS],
+        [*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed],
+    ]
+    return all([run(*command, PYTHONPATH=str(ROOT / ".torch")) for command in commands])
 
 
 def fresh_environment(where: Path, tools: Path, package: str) -> bool:
@@ -137,6 +149,8 @@ STEPS: dict[str, Callable[[], bool]] = {
     "demo": demo,
     "doctests": cargo("test", *WHOLE, "--doc"),
     "wheel": wheel,
+    # Of the wheel that the step before has installed.
+    "torch": torch,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),
     "tests": lambda: nextest("not test(/^soak::/)"),

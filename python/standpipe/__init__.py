@@ -2,8 +2,8 @@
 
 * :func:`stream`: objects back to back, as chunks; :func:`open`: one object as a file.
 * :func:`list`, :func:`stat`, :func:`download`; :class:`FastFiles`: a prefix as files that need no download.
-* :mod:`standpipe.aio`: the same for ``asyncio``. :mod:`standpipe.fsspec`, :mod:`standpipe.webdataset`,
-  :mod:`standpipe.compat.s3torchconnector`: for what you have.
+* :mod:`standpipe.aio`: the same for ``asyncio``. :mod:`standpipe.torch`, :mod:`standpipe.fsspec`,
+  :mod:`standpipe.webdataset`, :mod:`standpipe.compat.s3torchconnector`: for what you have.
 
 Importing this starts nothing and imports no framework. Streams and open files belong to the process that opened them;
 in a forked child they raise :class:`ForkedError`. Settings, :class:`FastFiles` and datasets may cross a fork or a

@@ -10,7 +10,11 @@ from conftest import Server
 
 MODULES = [
     "standpipe",
-    *(found.name for found in pkgutil.walk_packages(standpipe.__path__, "standpipe.") if "__main__" not in found.name),
+    *(
+        found.name
+        for found in pkgutil.walk_packages(standpipe.__path__, "standpipe.")
+        if found.name not in ("standpipe.__main__", "standpipe.torch")
+    ),
 ]
 
 
