@@ -783,6 +783,7 @@ fn first_byte(sizes: Sizes, name: &'static str, tls: bool) -> Row {
         tls,
         shape: model("30ms+20ms/MiB"),
         objects: vec![few, some, many],
+        manifests: vec![],
     };
     let train = |prefix: &str| {
         let work = Work::Train {
