@@ -26,8 +26,15 @@
 
 mod braces;
 mod channel;
+mod distribution;
+mod shuffle;
 mod source;
 
 pub use braces::{Braces, MAX_EXPANSION};
-pub use channel::Channel;
+pub use channel::{
+    Channel, Compression, InputMode, MAX_RECORD_BYTES, ManifestNames, OnMissingAttribute,
+    RecordWrapper, S3DataType,
+};
+pub use distribution::{Distribution, Shard};
+pub use shuffle::{ShuffleConfig, permutation};
 pub use source::{HEADS_AHEAD, Lookup, Source};

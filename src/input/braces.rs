@@ -237,7 +237,7 @@ fn is_letter(text: &str) -> bool {
 }
 
 /// The text inside the brace pair that `text` begins with, and what follows it.
-fn matching(text: &str) -> Option<(&str, &str)> {
+pub(super) fn matching(text: &str) -> Option<(&str, &str)> {
     let mut depth = 0usize;
     let mut escaped = false;
     for (at, c) in text.char_indices() {
