@@ -43,6 +43,7 @@ pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod client;
+pub mod dataset;
 pub mod download;
 pub mod error;
 pub mod fastfile;

@@ -18,6 +18,8 @@ pub(super) struct Gzip {
     /// Inside of a member. Else between two, or at one end of the object.
     inside: bool,
     members: u64,
+    /// To be told behind what was given out.
+    failed: Option<Flaw>,
 }
 
 impl Default for Gzip {
@@ -26,12 +28,16 @@ impl Default for Gzip {
             inflate: Decompress::new_gzip(WINDOW_BITS),
             inside: false,
             members: 0,
+            failed: None,
         }
     }
 }
 
 impl Gzip {
     pub(super) fn next(&mut self, input: &mut Input) -> Result<Option<Bytes>, Flaw> {
+        if let Some(flaw) = &self.failed {
+            return Err(flaw.clone());
+        }
         let mut out = Vec::new();
         while out.len() < STEP_BYTES {
             if !self.inside && !self.begin_member(input) {
@@ -66,25 +72,33 @@ impl Gzip {
         self.inside
     }
 
-    /// One step inside of a member; `false` when it can't get on.
+    /// One step inside of a member; `false` when it can't get on. What came out before a flaw is sound as far as is known,
+    /// and is given out first: so it does not depend on the chunks.
     fn inflate(&mut self, input: &mut Input, out: &mut Vec<u8>) -> Result<bool, Flaw> {
         let (read, written) = (self.inflate.total_in(), out.len());
         let status = self
             .inflate
-            .decompress_vec(input.piece(), out, FlushDecompress::None)
-            .map_err(|error| {
-                let what = error.message().unwrap_or("damaged");
-                let reason = format!("gzip member {}: {what}", self.members);
-                Flaw::fatal(input.offset(), reason)
-            })?;
+            .decompress_vec(input.piece(), out, FlushDecompress::None);
         let used = self.inflate.total_in() - read;
         input.skip(used);
-        if status == Status::StreamEnd {
-            // `true` keeps the framing, which is gzip's.
-            self.inflate.reset(true);
-            self.inside = false;
-            return Ok(true);
+        match status {
+            Ok(Status::StreamEnd) => {
+                // `true` keeps the framing, which is gzip's.
+                self.inflate.reset(true);
+                self.inside = false;
+                Ok(true)
+            }
+            Ok(_) => Ok(used > 0 || out.len() > written),
+            Err(error) => {
+                let what = error.message().unwrap_or("damaged");
+                let reason = format!("gzip member {}: {what}", self.members);
+                let flaw = Flaw::fatal(input.offset(), reason);
+                if out.is_empty() {
+                    return Err(flaw);
+                }
+                self.failed = Some(flaw);
+                Ok(false)
+            }
         }
-        Ok(used > 0 || out.len() > written)
     }
 }
