@@ -45,7 +45,7 @@ pub(crate) enum SizeArgument {
 }
 
 impl SizeArgument {
-    fn bytes(self) -> Result<u64, Error> {
+    pub(crate) fn bytes(self) -> Result<u64, Error> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
             Self::Text(text) => text.parse().map(|Size(bytes)| bytes),

@@ -13,6 +13,7 @@ mod bell;
 mod chunk;
 mod command;
 mod config;
+mod dataset;
 mod download;
 mod engine;
 mod error;
@@ -34,6 +35,8 @@ mod _standpipe {
     use super::command::run_command;
     #[pymodule_export]
     use super::config::Config;
+    #[pymodule_export]
+    use super::dataset::{Samples, check_settings, merge_states, open_samples};
     #[pymodule_export]
     use super::download::download;
     #[pymodule_export]

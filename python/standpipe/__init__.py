@@ -1,6 +1,7 @@
 """Standpipe streams training data from S3: in order, ahead of its consumer, in bounded memory, without a copy.
 
 * :func:`stream`: objects back to back, as chunks; :func:`open`: one object as a file.
+* :class:`Dataset`: objects as samples, shuffled, dealt out among ranks and workers, and resumable.
 * :func:`list`, :func:`stat`, :func:`download`; :class:`FastFiles`: a prefix as files that need no download.
 * :mod:`standpipe.aio`: the same for ``asyncio``. :mod:`standpipe.torch`, :mod:`standpipe.fsspec`,
   :mod:`standpipe.webdataset`, :mod:`standpipe.compat.s3torchconnector`: for what you have.
@@ -18,6 +19,7 @@ from ._api import open_object as open
 from ._file import ObjectFile
 from ._standpipe import Chunk, Entry, LocalFile, ObjectInfo, Stream, __version__
 from ._stats import Stats, Verdict
+from .dataset import Dataset, DatasetStats, Samples, SparseTensor, merge_states
 from .exceptions import (
     CancelledError,
     ChangedError,
@@ -39,6 +41,7 @@ from .exceptions import (
     TlsError,
     UnknownHostError,
 )
+from .mixture import Mixture
 from .options import Options
 
 __all__ = [
@@ -48,6 +51,8 @@ __all__ = [
     "ConfigError",
     "CorruptError",
     "CredentialsError",
+    "Dataset",
+    "DatasetStats",
     "DownloadSummary",
     "Entry",
     "FastFiles",
@@ -55,6 +60,7 @@ __all__ = [
     "InternalError",
     "LocalFile",
     "LocalIOError",
+    "Mixture",
     "NetworkError",
     "NotFoundError",
     "ObjectFile",
@@ -63,7 +69,9 @@ __all__ = [
     "PermissionDeniedError",
     "RangeError",
     "RefusedError",
+    "Samples",
     "ServerError",
+    "SparseTensor",
     "StalledError",
     "StandpipeError",
     "Stats",
@@ -77,6 +85,7 @@ __all__ = [
     "download",
     "exceptions",
     "list",
+    "merge_states",
     "open",
     "stat",
     "stats",

@@ -3,6 +3,8 @@
 :class:`MapDataset` is map-style: objects by number, for any sampler. A ``DataLoader`` asks it for a batch at once
 (``__getitems__``), and the batch's objects are fetched side by side: one process needs no workers to have many
 requests in flight.
+
+:class:`StreamingDataset` is iterable: records out of shards, decoded in Rust, each once among all ranks and workers.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+import torch
+
 from . import _api, _standpipe
+from .dataset import Dataset, DatasetStats, Samples
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -23,10 +28,14 @@ if TYPE_CHECKING:
     class _Dataset(Generic[_T]):
         pass
 
+    class _IterableDataset(Generic[_T]):
+        pass
+
 else:
     from torch.utils.data import Dataset as _Dataset
+    from torch.utils.data import IterableDataset as _IterableDataset
 
-__all__ = ["Item", "MapDataset"]
+__all__ = ["Item", "MapDataset", "StreamingDataset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,86 @@ class MapDataset(_Dataset[Any]):
         with _standpipe.open_listed(self._config, [objects[index] for index in wanted]) as stream:
             items = (Item(index, objects[index].uri, data) for index, data in zip(wanted, _whole(stream), strict=True))
             return [self._transform(item) for item in items]
+
+
+class StreamingDataset(_IterableDataset[Any]):
+    """Samples of a :class:`standpipe.Dataset`, for a ``DataLoader``.
+
+    Args:
+        uris, format, settings: as for :class:`standpipe.Dataset`. Ranks and workers are found out: by
+            ``torch.distributed`` if it is initialised, else ``RANK`` and ``WORLD_SIZE``, and ``get_worker_info()``.
+        transform: makes a sample of what the dataset gives, in the process that loads.
+
+    Call :meth:`set_epoch` before each epoch but the first, as for a ``DistributedSampler``: each has another order.
+    Workers that live on (``persistent_workers``) hear of it.
+
+    With ``torchdata.stateful_dataloader.StatefulDataLoader`` the loader's own ``state_dict`` holds every worker's
+    state; without workers, this dataset's does.
+
+    ::
+
+        dataset = standpipe.torch.StreamingDataset("s3://bucket/train-{000..146}.tar", shuffle=5000, transform=decode)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=256, num_workers=2)
+    """
+
+    def __init__(
+        self,
+        uris: _api.Uris | Sequence[_standpipe.ObjectInfo],
+        format: str | None = None,
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self._dataset = Dataset(uris, format, **settings)
+        self._transform = transform
+        self._epoch = int(settings.get("epoch", 0))
+        # Memory that workers see: what is set later reaches those that live on.
+        self._told_epoch = torch.tensor(self._epoch).share_memory_()
+
+    @property
+    def dataset(self) -> Dataset:
+        """What it reads."""
+        return self._dataset
+
+    def __iter__(self) -> _Transformed:
+        told = int(self._told_epoch)
+        if told != self._epoch:
+            self._epoch = told
+            self._dataset.set_epoch(told)
+        return _Transformed(iter(self._dataset), self._transform)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that is iterated next, from its beginning."""
+        self._told_epoch.fill_(epoch)
+        self._epoch = epoch
+        self._dataset.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the last iterator of this process is."""
+        return self._dataset.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there, when it is next iterated."""
+        self._dataset.load_state_dict(state)
+
+    def stats(self) -> DatasetStats:
+        """What the last iterator of this process did, and why it is slow."""
+        return self._dataset.stats()
+
+
+class _Transformed(Iterator[Any]):
+    """Samples, each through the transform. It has the state that a stateful loader asks a worker's iterator for."""
+
+    def __init__(self, samples: Samples, transform: Callable[[Any], Any] | None) -> None:
+        self._samples = samples
+        self._transform = transform
+
+    def __next__(self) -> Any:
+        sample = next(self._samples)
+        return sample if self._transform is None else self._transform(sample)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._samples.state_dict()
 
 
 def _is_listed(thing: object) -> bool:

@@ -1,14 +1,18 @@
 """`standpipe.torch`, with torch itself."""
 
+import itertools
 import pickle
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
 import standpipe
 import torch
-from conftest import Server, content
+from conftest import Server, content, environment
 from standpipe import Options
-from standpipe.torch import MapDataset
+from standpipe.torch import MapDataset, StreamingDataset
 from torch.utils.data import DataLoader
 from transforms import digest
 
@@ -91,3 +95,70 @@ def test_tensors_see_a_chunk_without_a_copy(server: Server, bodies: list[bytes],
     with pytest.warns(UserWarning, match="not writable"):
         tensor = torch.frombuffer(chunk, dtype=torch.uint8)
     assert int(tensor.sum()) == sum(bodies[0]) and len(tensor) == len(bodies[0])
+
+
+@pytest.fixture
+def shards(server: Server) -> str:
+    """Lines 0 to 499, in objects of different sizes."""
+    first = 0
+    for index, size in enumerate([100, 7, 0, 250, 43, 100]):
+        server.put(f"torch-lines/{index}.txt", b"".join(b"%d\n" % number for number in range(first, first + size)))
+        first += size
+    return "s3://data/torch-lines/"
+
+
+@pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (2, "fork"), (2, "spawn")])
+def test_a_loader_streams_every_sample_once(workers: int, method: str, shards: str, options: Options) -> None:
+    dataset = StreamingDataset(shards, "lines", shuffle=50, seed=2, transform=int, **options)
+    loader = DataLoader(
+        dataset,
+        batch_size=16,
+        num_workers=workers,
+        multiprocessing_context=method if workers else None,
+        persistent_workers=workers > 0,
+        timeout=30 if workers else 0,
+    )
+    orders = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        orders.append(torch.cat(list(loader)).tolist())
+        assert sorted(orders[-1]) == list(range(500))
+    assert orders[0] != orders[1], "workers that live on hear of the epoch"
+
+
+def test_it_goes_on_where_it_was(shards: str, options: Options) -> None:
+    def dataset() -> StreamingDataset:
+        return StreamingDataset(shards, "lines", shuffle=50, seed=2, transform=int, **options)
+
+    whole = list(dataset())
+    first = dataset()
+    before = list(itertools.islice(iter(first), 123))
+    again = pickle.loads(pickle.dumps(dataset()))
+    again.load_state_dict(first.state_dict())
+    assert before + list(again) == whole
+    assert first.stats()["samples"] == 123
+
+
+def test_two_ranks_share_an_epoch(shards: str, server: Server, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        import torch.distributed as dist
+        from torch.utils.data import DataLoader
+        from standpipe.torch import StreamingDataset
+
+        if __name__ == "__main__":
+            rank = int(sys.argv[1])
+            dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+            dataset = StreamingDataset({shards!r}, "lines", shuffle=20, transform=int)
+            seen = [int(number) for batch in DataLoader(dataset, batch_size=8, num_workers=1) for number in batch]
+            all_seen = [None, None]
+            dist.all_gather_object(all_seen, seen)
+            assert sorted(all_seen[0] + all_seen[1]) == list(range(500))
+            assert all_seen[0] and all_seen[1]
+            dist.destroy_process_group()
+        """)
+    )
+    ranks = [subprocess.Popen([sys.executable, str(script), str(rank)], env=environment(server)) for rank in range(2)]
+    assert [rank.wait(100) for rank in ranks] == [0, 0]
