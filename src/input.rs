@@ -51,6 +51,7 @@ pub use channel::{
 };
 pub use distribution::{Distribution, Shard};
 pub use inventory::Inventory;
+pub(crate) use listing::every_object;
 pub use manifest::Manifest;
 pub use order::{Order, Places};
 pub use pins::REFERENCES_AHEAD;

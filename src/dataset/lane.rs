@@ -32,6 +32,8 @@ const GROUPS: usize = 2;
 const GROUP_SAMPLES: usize = 1024;
 /// How often a lane that waits for the network looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long lanes that are no longer wanted are waited for: some looks.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// A sample with what its progress needs.
 #[derive(Debug)]
@@ -74,6 +76,12 @@ pub(super) struct Lanes {
 impl Drop for Lanes {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
+        // A lane that ends hangs up after its streams are closed: whoever opens the next epoch's has their memory. One
+        // that does not within the limit waits for a server that says nothing, and ends when its request does.
+        let until = Instant::now() + LAST_LOOK;
+        for groups in &self.groups {
+            while groups.recv_deadline(until).is_ok() {}
+        }
     }
 }
 

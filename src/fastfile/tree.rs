@@ -13,7 +13,6 @@
 //! What it costs: 56 bytes per object or directory, 5 to 11 for its place in the hash table (peak, while that grows: 16),
 //! and the part of the key itself. 1,000,000 objects: see the test.
 
-mod fan;
 mod listing;
 mod name;
 mod node;

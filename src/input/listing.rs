@@ -3,7 +3,8 @@
 //! A listing of a million keys is a thousand requests of a tenth of a second, one after the other. Here the first
 //! [`UNIT_KEYS`] are asked for in order, so that a short listing costs what it always did and the first keys are there at
 //! once. What lies behind them is cut into ranges ([`cuts`]), [`AT_ONCE`] of which are listed side by side; one that turns
-//! out long is cut again when its turn comes. What is ahead waits, at most `AT_ONCE` units of it.
+//! out long is cut again when its turn comes. What is ahead waits, at most `AT_ONCE` units of it
+//! ([`MOST_UNIT_KEYS`]: about 40 MB, for the time of the listing).
 //!
 //! That takes a server whose listing can begin anywhere and is in the order of its keys. One that shows anything else in
 //! its first keys is listed in one go; an order that is lost later is an error, because keys could be lost with it.
@@ -25,13 +26,16 @@ use crate::runtime;
 /// ends weighs little.
 const UNIT_KEYS: usize = 4000;
 
+/// Keys of a range that cannot be cut, after which it waits for its turn all the same.
+const MOST_UNIT_KEYS: usize = 3 * UNIT_KEYS;
+
 /// Ranges listed at once: a page each in 0.1 s come to 160,000 keys a second, about what a core can parse.
 const AT_ONCE: usize = 16;
 
 type Entries = BoxStream<'static, Result<ListEntry>>;
 
 /// The objects under `prefix`, as `list` with [`Depth::All`] gives them.
-pub(super) fn objects(
+pub(crate) fn every_object(
     client: &Arc<dyn ObjectClient>,
     prefix: &ObjectUri,
 ) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -195,7 +199,7 @@ impl Listing {
 
     /// Takes what the first range has brought, with those behind it under way.
     async fn turn(&mut self, mut ranges: VecDeque<Slot>) {
-        start(&mut ranges);
+        start(&mut ranges, self.prefix.key().len());
         let Some(Slot::Running(mut task)) = ranges.pop_front() else {
             return;
         };
@@ -215,13 +219,13 @@ impl Listing {
     }
 }
 
-fn start(ranges: &mut VecDeque<Slot>) {
+fn start(ranges: &mut VecDeque<Slot>, prefix_bytes: usize) {
     for slot in ranges.iter_mut().take(AT_ONCE) {
         if let Slot::Waiting(_) = slot
             && let Slot::Waiting(range) = std::mem::replace(slot, Slot::Running(JoinSet::new()))
             && let Slot::Running(task) = slot
         {
-            task.spawn_on(range.unit(), &runtime::handle());
+            task.spawn_on(range.unit(prefix_bytes), &runtime::handle());
         }
     }
 }
@@ -238,13 +242,21 @@ impl Range {
         in_order
     }
 
-    /// Lists until its end, or for [`UNIT_KEYS`].
-    async fn unit(mut self) -> Unit {
+    /// Whether there is a place to cut at what the latest keys show.
+    fn can_be_cut(&self, prefix_bytes: usize) -> bool {
+        !cuts(prefix_bytes, &self.first, &self.last, self.until.as_deref()).is_empty()
+    }
+
+    /// Lists until its end, or until it is long and can be cut.
+    async fn unit(mut self, prefix_bytes: usize) -> Unit {
         let mut objects = Vec::new();
         self.first.clear();
         let end = loop {
-            if objects.len() == UNIT_KEYS {
-                break End::More(self);
+            if !objects.is_empty() && objects.len().is_multiple_of(UNIT_KEYS) {
+                if objects.len() >= MOST_UNIT_KEYS || self.can_be_cut(prefix_bytes) {
+                    break End::More(self);
+                }
+                self.first.clear();
             }
             match self.entries.next().await {
                 None => break End::Done,
@@ -373,7 +385,7 @@ mod tests {
     async fn list(lister: Lister, prefix: &str) -> (Vec<String>, Option<Error>, Arc<Lister>) {
         let lister = Arc::new(lister);
         let client: Arc<dyn ObjectClient> = lister.clone();
-        let mut objects = objects(&client, &uri(prefix));
+        let mut objects = every_object(&client, &uri(prefix));
         let mut keys = Vec::new();
         loop {
             match objects.try_next().await {

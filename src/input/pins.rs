@@ -166,7 +166,7 @@ async fn list_folder(
     folder: ObjectUri,
     count: u64,
 ) {
-    let mut objects = listing::objects(&shared.client, &folder);
+    let mut objects = listing::every_object(&shared.client, &folder);
     let mut left = count;
     let mut allowed = count.saturating_mul(KEYS_PER_REFERENCE);
     while left > 0 && allowed > 0 {

@@ -176,7 +176,7 @@ fn unseen(uri: ObjectUri) -> Objects {
 
 /// All objects whose key starts with the URI's, without directory markers.
 fn everything(client: &Arc<dyn ObjectClient>, uri: &ObjectUri) -> Objects {
-    listing::objects(client, uri)
+    listing::every_object(client, uri)
         .try_filter(|meta| std::future::ready(!is_marker(meta)))
         .boxed()
 }

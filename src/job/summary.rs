@@ -68,6 +68,7 @@ impl ChannelReport {
         report
     }
 
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
     pub(super) fn of_mount(name: &str, snapshot: &Snapshot, mounted: Duration) -> Self {
         let presence = Presence {
             present: mounted,

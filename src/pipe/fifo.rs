@@ -234,6 +234,11 @@ impl Sink {
         size
     }
 
+    #[cfg(test)]
+    pub(super) fn of(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
     /// Bytes that lie in the pipe.
     pub(super) fn unread_bytes(&self) -> u64 {
         unread_bytes(&self.fd)

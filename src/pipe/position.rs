@@ -66,6 +66,11 @@ impl Tracker {
 
     pub(super) fn goes_on(&mut self, object: &Arc<ObjectId>, from: u64) {
         self.track.goes_on(object, from);
+        // Nobody may ever ask for the position: what the reader has left is forgotten all the same.
+        if self.track.is_long() {
+            self.position();
+            self.track.look_again_at_twice();
+        }
     }
 
     pub(super) fn wrote(&mut self, bytes: usize) {
@@ -98,6 +103,9 @@ impl Tracker {
     }
 }
 
+/// Objects that are kept in mind without a look at the pipe: some 50 KB.
+const MANY_OBJECTS: usize = 256;
+
 /// The objects whose bytes may be in the pipe.
 #[derive(Debug, Default)]
 pub(super) struct Track {
@@ -107,6 +115,8 @@ pub(super) struct Track {
     before: u64,
     /// Each with the byte of the epoch that it begins at.
     begun: VecDeque<(u64, Arc<ObjectId>)>,
+    /// How many of them are worth a look at the pipe; zero before the first.
+    many: usize,
 }
 
 impl Track {
@@ -126,6 +136,16 @@ impl Track {
         if is_new {
             self.begun.push_back((self.written_bytes, object.clone()));
         }
+    }
+
+    /// Whether there are so many objects that some will have been left.
+    fn is_long(&self) -> bool {
+        self.begun.len() >= self.many.max(MANY_OBJECTS)
+    }
+
+    /// Looks cost a system call: the next comes when there are twice as many objects as really are in the pipe.
+    fn look_again_at_twice(&mut self) {
+        self.many = 2 * self.begun.len();
     }
 
     /// So many bytes were written.
@@ -159,10 +179,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pipe::fifo::Wrote;
 
     fn object(n: usize) -> Arc<ObjectId> {
         let uri = format!("memory://b/{n}").parse().unwrap();
         Arc::new(ObjectId::unpinned(uri))
+    }
+
+    /// A reader that keeps up, of an epoch of small objects whose position nobody asks for.
+    #[test]
+    fn objects_that_were_left_are_forgotten() {
+        let (read_end, write_end) = rustix::pipe::pipe().unwrap();
+        let sink = Arc::new(Sink::of(write_end));
+        let mut tracker = Tracker::default();
+        tracker.opened(0, &sink);
+        let mut bytes = [0; 64];
+        for n in 0..10_000 {
+            tracker.goes_on(&object(n), 0);
+            assert!(matches!(sink.write(&bytes).unwrap(), Wrote::Bytes(64)));
+            tracker.wrote(64);
+            rustix::io::read(&read_end, &mut bytes).unwrap();
+            assert!(tracker.track.begun.len() <= MANY_OBJECTS, "{n}");
+        }
+        assert_eq!(tracker.position().objects_before, 9_999);
     }
 
     #[test]

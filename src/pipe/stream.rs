@@ -97,7 +97,9 @@ impl EpochStream {
             match self.reader.next_chunk_timeout(limit)? {
                 Next::Chunk(chunk) => self.take(chunk)?,
                 Next::TimedOut => return Ok(Given::TimedOut),
-                Next::End if self.due.is_none() => return Ok(Given::End),
+                Next::End if self.due.is_none() && self.shaper.is_idle() => {
+                    return Ok(Given::End);
+                }
                 Next::End => return Err(self.out_of_step("no further object")),
             }
         }

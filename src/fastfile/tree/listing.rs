@@ -10,10 +10,10 @@ use futures::stream;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::watch;
 
-use super::fan::{self, Objects};
 use super::{Found, Ino, RESERVED, Step, Tree};
 use crate::client::{Depth, ListEntry, ObjectClient};
 use crate::error::{Answer, Error, Result};
+use crate::input::{Objects, every_object};
 use crate::object::{ObjectMeta, ObjectUri, Scheme};
 use crate::runtime;
 
@@ -60,7 +60,7 @@ impl Root {
     fn parts(self, client: &Arc<dyn ObjectClient>) -> (ObjectUri, Objects) {
         match self {
             Self::Folder(uri) => {
-                let objects = fan::objects(client, &uri);
+                let objects = every_object(client, &uri);
                 (uri, objects)
             }
             Self::Object(meta) => {
