@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast
 
@@ -354,7 +353,7 @@ def _array(dtype: str, values: Any, keys: list[int], shape: list[int]) -> Any:
 
     array = numpy.frombuffer(values, dtype)
     # A sparse tensor may have no element but zeros; then it has no keys, either.
-    if keys or (shape and not array.size and math.prod(shape)):
+    if keys or (shape and not array.size and all(shape)):
         return SparseTensor(array, keys, shape)
     return array.reshape(shape) if shape else array
 
