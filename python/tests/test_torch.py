@@ -91,10 +91,11 @@ def test_it_pickles_with_its_listing(server: Server, bodies: list[bytes], option
 
 
 def test_tensors_see_a_chunk_without_a_copy(server: Server, bodies: list[bytes], options: Options) -> None:
-    (chunk,) = standpipe.stream("s3://data/torch/000", **options)
+    chunk = next(standpipe.stream("s3://data/torch/000", **options))
+    body = bodies[0][: len(chunk)]
     with pytest.warns(UserWarning, match="not writable"):
         tensor = torch.frombuffer(chunk, dtype=torch.uint8)
-    assert int(tensor.sum()) == sum(bodies[0]) and len(tensor) == len(bodies[0])
+    assert int(tensor.sum()) == sum(body) and len(tensor) == len(body) > 0
 
 
 @pytest.fixture
