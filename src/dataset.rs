@@ -98,7 +98,7 @@ impl Dataset {
         Ok(Self {
             engine,
             inputs,
-            resume: Resume::start(config.epoch),
+            resume: Resume::start(config.epoch, config.skip),
             config,
         })
     }
@@ -115,7 +115,7 @@ impl Dataset {
     /// Starts anew at `epoch`.
     pub fn set_epoch(&mut self, epoch: u64) {
         self.config.epoch = epoch;
-        self.resume = Resume::start(epoch);
+        self.resume = Resume::start(epoch, self.config.skip);
     }
 
     /// How it was set up.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast
 
 from . import _api, _standpipe
-from ._share import rank_and_size, worker_and_count
+from ._share import known_rank, rank_and_size, worker_and_count
 from ._stats import Verdict
 from .exceptions import ConfigError, _keywords
 
@@ -90,9 +89,11 @@ class Dataset:
     dicts of numpy arrays (and of :class:`SparseTensor`); else a :class:`standpipe.Chunk`. Views are without a copy,
     and lend the engine's memory.
 
-    It pickles and may cross a fork; the process that iterates reads on its own. ``state_dict()`` says how far the last
-    iterator is, and ``load_state_dict()`` goes on there, by seeking. With another number of ranks or workers, merge
-    all their states first: :func:`merge_states`.
+    It pickles and may cross a fork; the process that iterates reads on its own, from the beginning or from the state
+    that was loaded: where an iterator of this process is does not go along. The rank that ``torch.distributed`` tells
+    does. ``state_dict()`` says how far the last iterator is, and ``load_state_dict()`` lets the next one go on there,
+    by seeking; those after it begin anew. With another number of ranks or workers, merge all their states first:
+    :func:`merge_states`.
 
     >>> import standpipe
     >>> dataset = standpipe.Dataset(uri, "fixed:4", seed=7, shuffle=100)
@@ -141,6 +142,7 @@ class Dataset:
             if (one is None) != (count is None):
                 raise ConfigError(f"{name}: give it together with how many there are, or neither")
         self._who = (rank, world_size, worker, workers)
+        self._told_rank: tuple[int, int] | None = None
         self._format = format
         self._settings: dict[str, Any] = {
             "compression": compression,
@@ -179,20 +181,24 @@ class Dataset:
     def __iter__(self) -> Samples:
         rank, world_size, worker, workers = self._who
         if rank is None or world_size is None:
-            rank, world_size = rank_and_size()
+            rank, world_size = rank_and_size(self._told_rank)
         if worker is None or workers is None:
             worker, workers = worker_and_count()
         who = {"rank": rank, "world_size": world_size, "worker": worker, "workers": workers}
         settings = {**self._settings, "format": self.format, **who}
         state = None if self._state is None else json.dumps(self._state)
         inner = _standpipe.open_samples(self._config, self.objects, settings, state)
+        # Used up, unless it was refused: the next iterator begins anew.
+        self._state = None
         self._last = Samples(inner, self.format, self._batched)
         return self._last
 
     def set_epoch(self, epoch: int) -> None:
-        """Begins anew at this epoch, when it is next iterated."""
+        """Begins anew at this epoch, when it is next iterated; a state of this epoch that was just loaded stays."""
         self._settings["epoch"] = epoch
-        self._state = self._last = None
+        self._last = None
+        if self._state is not None and _epoch_of(self._state, self._settings["epochs"]) not in (None, epoch):
+            self._state = None
 
     def state_dict(self) -> dict[str, Any]:
         """How far the last iterator is: small, and JSON all through. What was loaded, if there is none since."""
@@ -200,7 +206,7 @@ class Dataset:
             return self._last.state_dict()
         if self._state is not None:
             return self._state
-        # That of an iterator that has given nothing.
+        # The state of an iterator that has given nothing.
         iterator = iter(self)
         state = iterator.state_dict()
         iterator.close()
@@ -208,7 +214,7 @@ class Dataset:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state, when it is next iterated: this consumer's own, or :func:`merge_states` of all."""
+        """The next iterator goes on from a state: this consumer's own, or :func:`merge_states` of all."""
         self._state, self._last = state, None
 
     def stats(self) -> DatasetStats:
@@ -218,12 +224,9 @@ class Dataset:
         return self._last.stats()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is alive stays; where it is goes along.
-        state = self.__dict__.copy()
-        state["_last"] = None
-        if self._last is not None and self._last.is_ours():
-            state["_state"] = self._last.state_dict()
-        return state
+        # An iterator's place stays with it: a DataLoader's workers would leave out what their parent had looked at. And
+        # those that are not forked cannot ask torch.distributed.
+        return {**self.__dict__, "_last": None, "_told_rank": known_rank() or self._told_rank}
 
 
 class Samples(Iterator[Any]):
@@ -233,7 +236,8 @@ class Samples(Iterator[Any]):
         self._inner = inner
         self._batched = batched
         self._finish = _FINISH.get(format, _as_it_is)
-        self._pid = os.getpid()
+        # The state when it was closed.
+        self._left: str | None = None
 
     def __next__(self) -> Any:
         batch = next(self._inner)
@@ -247,8 +251,8 @@ class Samples(Iterator[Any]):
         return self._inner.epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is: exactly what it gave out."""
-        state: dict[str, Any] = json.loads(self._inner.state())
+        """How far it is, or was when it was closed: exactly what it gave out."""
+        state: dict[str, Any] = json.loads(self._left or self._inner.state())
         return state
 
     def stats(self) -> DatasetStats:
@@ -259,11 +263,8 @@ class Samples(Iterator[Any]):
 
     def close(self) -> None:
         """Stops reading."""
+        self._left = self._left or self._inner.state()
         self._inner.close()
-
-    def is_ours(self) -> bool:
-        """Whether this process may use it."""
-        return self._pid == os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -273,9 +274,37 @@ class Samples(Iterator[Any]):
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One state of all consumers' (every worker of every rank), with which any number of them can go on."""
+    """One state of all consumers' (every worker of every rank), with which any number of them can go on.
+
+    Those of a :class:`standpipe.Mixture` are merged dataset by dataset; the draws go on behind the furthest one's.
+    """
+    if any("datasets" in state for state in states):
+        return _merge_mixtures(states)
     merged: dict[str, Any] = json.loads(_standpipe.merge_states([json.dumps(state) for state in states]))
     return merged
+
+
+def _merge_mixtures(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first = states[0]
+    for name in ("version", "seed", "weights"):
+        if any(state.get(name) != first.get(name) for state in states):
+            raise ConfigError(f"state: the states are of different mixtures: they differ in {name}")
+    parts = [state.get("datasets", {}) for state in states]
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise ConfigError("state: the states are of mixtures of different datasets")
+    merged = {name: merge_states([part[name] for part in parts]) for name in parts[0]}
+    # One that ended for some may not have for others; who finds that it has leaves it out.
+    return {**first, "draws": max(state["draws"] for state in states), "ended": [], "datasets": merged}
+
+
+def _epoch_of(state: dict[str, Any], epochs: int | None) -> int | None:
+    """The epoch that a state is in; the last one, if it is at the end. None if that is no state: iterating tells."""
+    try:
+        first = int(state["first_epoch"])
+        epoch = min((int(place["epoch"]) for place in state["generations"][-1]["positions"].values()), default=first)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+    return epoch if epochs is None else min(epoch, first + epochs - 1)
 
 
 _ALONE = {"rank": 0, "world_size": 1, "worker": 0, "workers": 1}
@@ -323,7 +352,8 @@ def _array(dtype: str, values: Any, keys: list[int], shape: list[int]) -> Any:
     import numpy
 
     array = numpy.frombuffer(values, dtype)
-    if keys:
+    # A sparse tensor may have no element but zeros; then it has no keys, either.
+    if keys or (shape and not array.size and all(shape)):
         return SparseTensor(array, keys, shape)
     return array.reshape(shape) if shape else array
 

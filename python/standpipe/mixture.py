@@ -32,6 +32,9 @@ class Mixture:
     resumed. A dataset that has ended is left out, and the others go on by their weights, until all have ended; those
     with ``epochs=None`` never do.
 
+    It pickles as a :class:`standpipe.Dataset` does; states of all ranks and workers are merged by
+    :func:`standpipe.merge_states`.
+
     Args:
         datasets: by name: the name identifies the dataset in the state.
         weights: by the same names; each more than 0. By default all are equal.
@@ -50,7 +53,8 @@ class Mixture:
         if not datasets:
             raise ConfigError("datasets: none given: name at least one")
         self._datasets = dict(datasets)
-        self._weights = {name: 1.0 for name in datasets} if weights is None else dict(weights)
+        given = dict.fromkeys(datasets, 1.0) if weights is None else weights
+        self._weights = {name: float(weight) for name, weight in given.items()}
         if self._weights.keys() != self._datasets.keys():
             raise ConfigError(f"weights: of {sorted(self._weights)}, and the datasets are {sorted(self._datasets)}")
         for name, weight in self._weights.items():
@@ -62,15 +66,25 @@ class Mixture:
 
     def __iter__(self) -> Iterator[Any]:
         state = self._state or {"draws": 0, "ended": []}
+        for name, part in state.get("datasets", {}).items():
+            self._datasets[name].load_state_dict(part)
         samples = {name: iter(dataset) for name, dataset in self._datasets.items()}
+        # Used up, unless it was refused: the next iterator begins anew.
+        self._state = None
         self._last = _Mixed(samples, self._weights, self._seed, state["draws"], state["ended"])
         return self._last
 
     def set_epoch(self, epoch: int) -> None:
-        """Begins anew at this epoch of all datasets, when it is next iterated."""
+        """Begins anew at this epoch of all datasets, when it is next iterated.
+
+        A state that was just loaded stays, if it is of a run that began at this epoch.
+        """
         for dataset in self._datasets.values():
             dataset.set_epoch(epoch)
-        self._state = self._last = None
+        self._last = None
+        parts = () if self._state is None else self._state["datasets"].values()
+        if any(part.get("first_epoch") != epoch for part in parts):
+            self._state = None
 
     def state_dict(self) -> dict[str, Any]:
         """How far the last iterator is: small, and JSON all through."""
@@ -79,17 +93,34 @@ class Mixture:
         if self._state is not None:
             return self._state
         states = {name: dataset.state_dict() for name, dataset in self._datasets.items()}
-        return {"version": _VERSION, "seed": self._seed, "draws": 0, "ended": [], "datasets": states}
+        return _state(self._seed, self._weights, 0, [], states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of this mixture, when it is next iterated."""
+        """The next iterator goes on from a state of this mixture: this consumer's own, or one merged of all."""
         if state.get("version") != _VERSION or state.get("datasets", {}).keys() != self._datasets.keys():
             raise ConfigError("state: not of a mixture of these datasets")
         if state["seed"] != self._seed:
             raise ConfigError(f"state: made with the seed {state['seed']}; this is {self._seed}")
-        for name, dataset in self._datasets.items():
-            dataset.load_state_dict(state["datasets"][name])
+        if state.get("weights") != self._weights:
+            raise ConfigError(f"state: made with the weights {state.get('weights')}; these are {self._weights}")
         self._state, self._last = state, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As of a dataset: an iterator's place stays with it.
+        return {**self.__dict__, "_last": None}
+
+
+def _state(
+    seed: int, weights: dict[str, float], draws: int, ended: list[str], states: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "seed": seed,
+        "weights": dict(weights),
+        "draws": draws,
+        "ended": list(ended),
+        "datasets": states,
+    }
 
 
 class _Mixed(Iterator[Any]):
@@ -124,10 +155,4 @@ class _Mixed(Iterator[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         states = {name: samples.state_dict() for name, samples in self._samples.items()}
-        return {
-            "version": _VERSION,
-            "seed": self._seed,
-            "draws": self._draws,
-            "ended": list(self._ended),
-            "datasets": states,
-        }
+        return _state(self._seed, self._weights, self._draws, self._ended, states)

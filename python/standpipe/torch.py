@@ -165,7 +165,7 @@ class StreamingDataset(_IterableDataset[Any]):
         return _Transformed(iter(self._dataset), self._transform)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that is iterated next, from its beginning."""
+        """The epoch that is iterated next: from its beginning, or from a state of this epoch that was just loaded."""
         self._told_epoch.fill_(epoch)
         self._epoch = epoch
         self._dataset.set_epoch(epoch)

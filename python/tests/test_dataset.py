@@ -211,6 +211,15 @@ def test_tensors_are_numpy_arrays(server: Server, options: Options) -> None:
     assert record["label"]["values"].tolist() == [5]
 
 
+def test_a_sparse_tensor_of_zeros_is_sparse(server: Server, options: Options) -> None:
+    empty = b"\x0a" + tensor(2, b"", [6]) + b"\x12" + tensor(2, b"", [0])
+    (record,) = Dataset(server.put("tensors/empty.pbr", recordio(empty)), **options)
+    sparse, dense = record["features"]["values"], record["label"]["values"]
+    assert isinstance(sparse, standpipe.SparseTensor)
+    assert (sparse.values.tolist(), sparse.keys, sparse.shape) == ([], [], [6])
+    assert isinstance(dense, numpy.ndarray) and dense.shape == (0,)
+
+
 def test_batches(server: Server, options: Options) -> None:
     uri, _ = put_shards(server, "lines", [10, 13])
     batches = list(Dataset(uri, "lines", batch_size=5, **options))
@@ -289,14 +298,122 @@ def test_ranks_come_from_the_environment(server: Server, options: Options, monke
         iter(Dataset(uri, "lines", **options))
 
 
-def test_it_pickles_with_its_place(server: Server, options: Options) -> None:
+def test_it_pickles_with_the_state_that_was_loaded_and_no_other_place(server: Server, options: Options) -> None:
     uri, _ = put_shards(server, "lines", UNEVEN)
     dataset = Dataset(uri, "lines", shuffle=10, **options)
     whole = list(dataset)
+    assert list(pickle.loads(pickle.dumps(dataset))) == whole
     half = list(itertools.islice(dataset, 50))
+    assert list(pickle.loads(pickle.dumps(dataset))) == whole, "its parent has looked at some"
+    dataset.load_state_dict(dataset.state_dict())
     again = pickle.loads(pickle.dumps(dataset))
     assert half + list(again) == whole
-    assert list(pickle.loads(pickle.dumps(Dataset(uri, "lines", shuffle=10, **options)))) == whole
+
+
+def test_a_state_is_used_once(server: Server, options: Options) -> None:
+    uri, _ = put_shards(server, "lines", UNEVEN)
+    dataset = Dataset(uri, "lines", shuffle=10, **options)
+    whole = list(dataset)
+    next(iter(dataset))
+    dataset.load_state_dict(dataset.state_dict())
+    assert [list(dataset) for _ in range(3)] == [whole[1:], whole, whole]
+    # One that is refused is not lost: else the next try would begin anew in silence.
+    dataset.load_state_dict({"version": 99})
+    for _ in range(2):
+        with pytest.raises(standpipe.ConfigError, match="state"):
+            iter(dataset)
+
+
+def test_a_state_is_kept_on_closing(server: Server, options: Options) -> None:
+    uri, _ = put_shards(server, "lines", UNEVEN)
+    dataset = Dataset(uri, "lines", shuffle=10, **options)
+    with iter(dataset) as samples:
+        first = [next(samples) for _ in range(5)]
+        state = dataset.state_dict()
+    samples.close()
+    assert dataset.state_dict() == samples.state_dict() == state
+    whole = list(pickle.loads(pickle.dumps(dataset)))
+    dataset.load_state_dict(state)
+    assert first + list(dataset) == whole
+
+
+def test_the_usual_set_epoch_does_not_undo_loading(server: Server, options: Options) -> None:
+    uri, _ = put_shards(server, "lines", UNEVEN)
+
+    def dataset(**settings: Any) -> Dataset:
+        return Dataset(uri, "lines", shuffle=10, **{**settings, **options})
+
+    orders = [list(dataset(epoch=epoch)) for epoch in range(4)]
+    before = dataset(epoch=2)
+    list(itertools.islice(before, 30))
+    middle = before.state_dict()
+    list(before)
+    end = before.state_dict()
+    for state, epoch, expected in [
+        (middle, 2, orders[2][30:]),
+        (middle, 3, orders[3]),
+        (middle, 1, orders[1]),
+        # Others may still be in the epoch that this one has ended.
+        (end, 2, []),
+        (end, 3, orders[3]),
+    ]:
+        again = dataset()
+        again.load_state_dict(state)
+        again.set_epoch(epoch)
+        assert list(again) == expected, epoch
+        again.set_epoch(epoch)
+        assert list(again) == orders[epoch], "anew, as ever"
+    several = dataset(epochs=3)
+    list(itertools.islice(several, len(orders[0]) + 9))
+    again = dataset(epochs=3)
+    again.load_state_dict(several.state_dict())
+    again.set_epoch(1)
+    assert list(again) == orders[1][9:] + orders[2]
+    again.load_state_dict({"version": 99})
+    again.set_epoch(1)
+    with pytest.raises(standpipe.ConfigError, match="state"):
+        iter(again)
+
+
+def test_what_is_to_be_skipped_is_in_the_state(server: Server, options: Options) -> None:
+    uri, _ = put_shards(server, "lines", UNEVEN)
+    dataset = Dataset(uri, "lines", shuffle=10, skip=45, **options)
+    whole = list(dataset)
+    again = Dataset(uri, "lines", shuffle=10, **options)
+    again.load_state_dict(Dataset(uri, "lines", shuffle=10, skip=45, **options).state_dict())
+    assert list(again) == whole
+
+
+def test_an_unforked_worker_reads_its_ranks_share(server: Server, options: Options) -> None:
+    uri, total = put_shards(server, "lines", UNEVEN)
+    done = run(
+        f"""
+        import multiprocessing, sys, types
+        import standpipe
+        from standpipe.compat.s3torchconnector import S3IterableDataset
+
+        # What the parent knows, and a child that is not forked does not.
+        torch = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)
+        torch.get_rank, torch.get_world_size = lambda: RANK, lambda: 2
+        sys.modules["torch.distributed"] = torch
+        seen, named = [], []
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            for RANK in range(2):
+                dataset = standpipe.Dataset({uri!r}, "lines")
+                mixed = standpipe.Mixture({{"only": standpipe.Dataset({uri!r}, "lines")}})
+                objects = S3IterableDataset.from_prefix({uri!r}, region=None, transform=repr, enable_sharding=True)
+                seen.append(pool.apply(list, (dataset,)))
+                assert pool.apply(list, (mixed,)) == seen[-1] == list(dataset)
+                named.append(len(pool.apply(list, (objects,))))
+        assert all(seen) and sorted(seen[0] + seen[1], key=lambda line: int(line.split()[0])) == list(
+            standpipe.Dataset({uri!r}, "lines", rank=0, world_size=1)
+        )
+        assert named == [4, 3], named
+        """,
+        server,
+        timeout=60,
+    )
+    assert not done.stderr and total
 
 
 def test_a_forked_child_reads_on_its_own(server: Server) -> None:
@@ -349,9 +466,9 @@ def test_mixtures_draw_by_weight_and_go_on(server: Server, options: Options) -> 
     uri, _ = put_shards(server, "lines", [400])
     other, _ = put_shards(server, "fixed:8", [400])
 
-    def mixture(seed: int = 3) -> standpipe.Mixture:
+    def mixture(seed: int = 3, weight: float = 3) -> standpipe.Mixture:
         parts = {"lines": Dataset(uri, "lines", **options), "fixed": Dataset(other, "fixed:8", **options)}
-        return standpipe.Mixture(parts, {"lines": 3, "fixed": 1}, seed=seed)
+        return standpipe.Mixture(parts, {"lines": weight, "fixed": 1}, seed=seed)
 
     def kinds(samples: Iterator[Any]) -> list[Any]:
         return [sample if isinstance(sample, bytes) else bytes(sample) for sample in samples]
@@ -372,3 +489,47 @@ def test_mixtures_draw_by_weight_and_go_on(server: Server, options: Options) -> 
         mixture(5).load_state_dict(state)
     with pytest.raises(standpipe.ConfigError, match="weights"):
         standpipe.Mixture({"a": Dataset(uri, "lines", **options)}, {"a": 0})
+    with pytest.raises(standpipe.ConfigError, match="weights"):
+        standpipe.Mixture({"a": Dataset(uri, "lines", **options)}, {})
+
+    again = mixture()
+    next(iter(again))
+    assert kinds(iter(pickle.loads(pickle.dumps(again)))) == whole, "its parent has looked at one"
+    again.load_state_dict(again.state_dict())
+    again.set_epoch(0)
+    assert kinds(iter(pickle.loads(pickle.dumps(again)))) == whole[1:]
+    assert [kinds(iter(again)) for _ in range(2)] == [whole[1:], whole], "a state is used once"
+    again.load_state_dict(state)
+    again.set_epoch(1)
+    assert len(kinds(iter(again))) == 800
+    with pytest.raises(standpipe.ConfigError, match="weights"):
+        mixture(weight=2).load_state_dict(state)
+
+
+def test_states_of_mixtures_are_merged(server: Server, options: Options) -> None:
+    uri, total = put_shards(server, "lines", UNEVEN)
+    other, more = put_shards(server, "fixed:8", UNEVEN)
+
+    def mixture(rank: int, world_size: int, seed: int = 1) -> standpipe.Mixture:
+        who: dict[str, Any] = {"rank": rank, "world_size": world_size, **options}
+        return standpipe.Mixture(
+            {"lines": Dataset(uri, "lines", **who), "8": Dataset(other, "fixed:8", **who)}, seed=seed
+        )
+
+    seen, states = [], []
+    for rank, stop in enumerate([3, 500, 41]):
+        one = mixture(rank, 3)
+        seen += [bytes(sample) for sample in itertools.islice(one, stop)]
+        states.append(one.state_dict())
+    merged = json.loads(json.dumps(standpipe.merge_states(states)))
+    for rank in range(2):
+        one = mixture(rank, 2)
+        one.load_state_dict(merged)
+        seen += [bytes(sample) for sample in one]
+    assert sorted(seen) == sorted(bytes(sample) for sample in mixture(0, 1)) and len(seen) == total + more
+    with pytest.raises(standpipe.ConfigError, match="missing"):
+        standpipe.merge_states(states[:2])
+    with pytest.raises(standpipe.ConfigError, match="seed"):
+        standpipe.merge_states([*states[:2], mixture(2, 3, seed=2).state_dict()])
+    with pytest.raises(standpipe.ConfigError, match="different"):
+        standpipe.merge_states([*states[:2], Dataset(uri, "lines", rank=2, world_size=3, **options).state_dict()])

@@ -46,21 +46,25 @@ def test_chunks_say_where_they_are_from(server: Server, options: Options) -> Non
     assert "where/object bytes 0.." in repr(of_object[0])
 
 
+# What a stream's first request brings: an object of this size comes in one chunk.
+SMALL = 4_000
+
+
 def test_views_are_without_a_copy_and_read_only(server: Server, options: Options) -> None:
-    uri = server.put("views/object", content(50_000))
+    uri = server.put("views/object", content(SMALL))
     (chunk,) = standpipe.stream(uri, **options)
     array = numpy.frombuffer(chunk, dtype=numpy.uint8)
     again = numpy.frombuffer(memoryview(chunk)[100:], dtype=numpy.uint8)
     assert array.ctypes.data + 100 == again.ctypes.data
     assert not array.flags.writeable
     view = memoryview(chunk)
-    assert (view.readonly, view.format, view.shape, view.strides, view.contiguous) == (True, "B", (50_000,), (1,), True)
+    assert (view.readonly, view.format, view.shape, view.strides, view.contiguous) == (True, "B", (SMALL,), (1,), True)
     with pytest.raises((BufferError, TypeError)):
         view[0] = 1
 
 
 def test_a_view_outlives_its_chunk_and_its_stream(server: Server, options: Options) -> None:
-    body = content(50_000, 3)
+    body = content(SMALL, 3)
     stream = standpipe.stream(server.put("outlive/object", body), **options)
     view = memoryview(next(stream))
     stream.close()
@@ -70,7 +74,7 @@ def test_a_view_outlives_its_chunk_and_its_stream(server: Server, options: Optio
 
 
 def test_a_chunk_is_released_when_no_view_needs_it(server: Server, options: Options) -> None:
-    uri = server.put("release/object", content(50_000))
+    uri = server.put("release/object", content(SMALL))
     (chunk,) = standpipe.stream(uri, **options)
     view = memoryview(chunk)
     with pytest.raises(BufferError, match="1 views"):
@@ -82,9 +86,9 @@ def test_a_chunk_is_released_when_no_view_needs_it(server: Server, options: Opti
         memoryview(chunk)
     with pytest.raises(BufferError, match="released"):
         bytes(chunk)
-    assert len(chunk) == 50_000
+    assert len(chunk) == SMALL
     with next(standpipe.stream(uri, **options)) as other:
-        assert len(bytes(other)) == 50_000
+        assert len(bytes(other)) == SMALL
     with pytest.raises(BufferError):
         bytes(other)
 
@@ -230,7 +234,7 @@ def test_no_uri_is_an_error() -> None:
 
 
 def test_what_a_listing_told_is_read_without_another_look(server: Server, options: Options) -> None:
-    bodies = {f"listed/{number}": content(100_000 + number, number) for number in range(6)}
+    bodies = {f"listed/{number}": content(SMALL + number, number) for number in range(6)}
     for key, body in bodies.items():
         server.put(key, body)
     infos = list(standpipe.list("s3://data/listed/", **options))

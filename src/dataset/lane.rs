@@ -17,7 +17,7 @@ use futures::StreamExt as _;
 use futures::stream;
 
 use super::config::{DatasetConfig, OnError};
-use super::plan::{Inputs, Part, Plan, Work};
+use super::plan::{Inputs, Part, Plan, Work, Zone};
 use super::progress::{Cursor, Place};
 use super::samples::Sample;
 use super::stats::Counters;
@@ -71,6 +71,8 @@ pub(super) struct Lanes {
     groups: Vec<Receiver<Result<Group>>>,
     /// The item at hand.
     item: u64,
+    /// Items of padding that have ended since the last sample.
+    barren: u64,
 }
 
 impl Drop for Lanes {
@@ -121,15 +123,21 @@ impl Lanes {
             shared,
             groups,
             item: from.item,
+            barren: 0,
         })
     }
 
     /// The next samples in order.
     pub(super) fn take(&mut self, deadline: Instant) -> Result<Taken> {
         loop {
-            if self.shared.plan.item(self.item).is_none() {
+            let plan = &self.shared.plan;
+            // Padding comes round without end; where each record of a whole round was corrupt there will be none.
+            if plan.item(self.item).is_none()
+                || (self.barren > 0 && self.barren > plan.padding_round())
+            {
                 return Ok(Taken::End);
             }
+            let is_padding = plan.zone(self.item) == Zone::Padding;
             let lane = (self.item % self.groups.len() as u64) as usize;
             let group = match self.groups[lane].recv_deadline(deadline) {
                 Ok(group) => group?,
@@ -143,7 +151,9 @@ impl Lanes {
                 }
             };
             self.item += u64::from(group.ends_item);
+            self.barren += u64::from(group.ends_item && is_padding);
             if !group.samples.is_empty() {
+                self.barren = 0;
                 return Ok(Taken::Group(group));
             }
         }

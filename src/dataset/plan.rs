@@ -50,11 +50,37 @@ impl Inputs {
         }
         let counts = counts(&objects, config)?;
         let fingerprint = fingerprint(&objects, config);
-        Ok(Self {
+        let inputs = Self {
             objects,
             counts,
             fingerprint,
-        })
+        };
+        match config.epochs.is_none() && inputs.gives_nothing(config) {
+            true => Err(Error::config(
+                "even",
+                "each consumer would get no sample at all, without end: use fewer workers, or end after some epochs",
+            )),
+            false => Ok(inputs),
+        }
+    }
+
+    /// Whether equally many samples for all are none, in every epoch.
+    fn gives_nothing(&self, config: &DatasetConfig) -> bool {
+        let Some(counts) = &self.counts else {
+            return false;
+        };
+        let whole = List {
+            begun: Vec::new(),
+            fresh: (0..self.objects.len() as u32).collect(),
+        };
+        let filled = counts.iter().filter(|count| **count > 0).count();
+        match config.even {
+            Even::None => false,
+            Even::Pad => filled == 0,
+            // Shuffled, enough objects that hold something reach all consumers in one epoch or other.
+            Even::Drop if config.shuffle.is_some() => filled < config.consumer.count() as usize,
+            Even::Drop => target(&whole, self, config) == Some(0),
+        }
     }
 }
 
@@ -322,6 +348,11 @@ impl Plan {
         self.own.get(at).or_else(padding)
     }
 
+    /// Items after which padding comes round again.
+    pub(super) fn padding_round(&self) -> u64 {
+        self.padding.len() as u64
+    }
+
     /// Items that another consumer began; they come first.
     pub(super) fn begun(&self) -> u64 {
         self.own.begun.len() as u64
@@ -452,10 +483,16 @@ mod tests {
         };
         let generation = Generation {
             consumers: 2,
-            positions: BTreeMap::from(
-                [(0, opened), (1, window)]
-                    .map(|(consumer, progress)| (consumer, Position { epoch: 3, progress })),
-            ),
+            positions: BTreeMap::from([(0, opened), (1, window)].map(|(consumer, progress)| {
+                (
+                    consumer,
+                    Position {
+                        epoch: 3,
+                        progress,
+                        skip: 0,
+                    },
+                )
+            })),
         };
         assert_eq!(list.left(4, &generation), list, "the next epoch is whole");
         assert_eq!(

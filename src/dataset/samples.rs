@@ -106,7 +106,6 @@ impl Samples {
         config: DatasetConfig,
         resume: Resume,
     ) -> Result<Self> {
-        let skip = if resume.fresh { config.skip } else { 0 };
         let mut samples = Self {
             engine,
             inputs,
@@ -118,7 +117,7 @@ impl Samples {
             start: resume.position.progress,
             delivered: resume.position,
             batch: Vec::new(),
-            skip,
+            skip: resume.position.skip,
             failed: None,
             told: false,
             counters: Arc::default(),
@@ -240,12 +239,13 @@ impl Samples {
             self.delivered = Position {
                 epoch: self.epoch,
                 progress: run.windows.progress(),
+                skip: self.skip,
             };
         }
     }
 
     /// The next sample of this epoch, or its end.
-    fn step(&mut self, deadline: Instant) -> Result<Next> {
+    pub(super) fn step(&mut self, deadline: Instant) -> Result<Next> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -303,6 +303,7 @@ impl Samples {
         self.delivered = Position {
             epoch: self.epoch,
             progress: self.start,
+            skip: self.skip,
         };
         if self.is_last_done() {
             return Ok(());

@@ -10,8 +10,9 @@ use super::progress::Progress;
 use super::unusable_state;
 use crate::error::Result;
 
-/// The form of the value; another number is another form.
-const VERSION: u32 = 1;
+/// The form of the value; another number is another form. 1 is as 2 is, but without what is still to be skipped.
+const VERSION: u32 = 2;
+const OLDEST: u32 = 1;
 
 /// How far one consumer is, or all of them. Serde makes JSON of it: a few hundred bytes, and for a merged one some hundred
 /// more per consumer.
@@ -46,6 +47,17 @@ pub(super) struct Position {
     pub(super) epoch: u64,
     #[serde(flatten)]
     pub(super) progress: Progress,
+    /// Samples that are left out behind it ([`DatasetConfig::skip`]).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) skip: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Generation {
@@ -175,7 +187,7 @@ impl DatasetState {
     }
 
     fn check(&self, inputs: &Inputs, config: &DatasetConfig) -> Result<()> {
-        if self.version != VERSION {
+        if !(OLDEST..=VERSION).contains(&self.version) {
             return Err(unusable_state(format!(
                 "it has version {}; this is {VERSION}",
                 self.version
@@ -204,19 +216,18 @@ pub(super) struct Resume {
     pub(super) position: Position,
     /// What was read with other numbers of consumers.
     pub(super) earlier: Vec<Generation>,
-    /// Nothing was read before.
-    pub(super) fresh: bool,
 }
 
 impl Resume {
-    pub(super) fn start(epoch: u64) -> Self {
+    /// At the beginning of an epoch, without its first `skip` samples.
+    pub(super) fn start(epoch: u64, skip: u64) -> Self {
         Self {
             first_epoch: epoch,
             position: Position {
                 epoch,
+                skip,
                 ..Position::default()
             },
-            fresh: true,
             ..Self::default()
         }
     }
@@ -235,7 +246,6 @@ impl Resume {
                 ..Position::default()
             },
             earlier: state.generations.clone(),
-            fresh: false,
         };
         let of = resume
             .earlier
@@ -256,6 +266,13 @@ impl Resume {
             && let Some(position) = own.positions.get(&index)
         {
             resume.position = *position;
+        }
+        // Whoever else gets what was to be skipped would give it out.
+        let mut dealt_anew = resume.earlier.iter().flat_map(|all| all.positions.values());
+        if dealt_anew.any(|position| position.skip > 0) {
+            return Err(unusable_state(
+                "samples are still to be skipped: go on with as many consumers",
+            ));
         }
         if resume.position.progress.done {
             resume.position = Position {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -397,6 +398,73 @@ fn samples_that_are_skipped_are_the_first_ones_of_the_first_epoch() {
     assert_eq!(take(&dataset, usize::MAX).0, []);
 }
 
+/// D2: also before anything was given out, and inside of a batch that was not.
+#[test]
+fn a_state_keeps_what_is_still_to_be_skipped() {
+    let (data, mut config) = lines(&[3, 3, 5]);
+    config.shuffle = Some(Shuffle { seed: 1, window: 4 });
+    let (whole, _) = take(&data.dataset(&config, Consumer::ALONE), usize::MAX);
+    config.skip = 5;
+    let mut dataset = data.dataset(&config, Consumer::ALONE);
+    for stop in [0, 1, 2] {
+        let (mut names, state) = take(&dataset, stop);
+        dataset.load(&stored(&state)).unwrap();
+        let (_, again) = take(&dataset, 0);
+        assert_eq!(again, state, "of an iterator that has given nothing");
+        names.extend(take(&dataset, usize::MAX).0);
+        assert_eq!(names, whole[5..], "interrupted after {stop}");
+        dataset.set_epoch(0);
+    }
+    config.batch = 20;
+    let mut samples = data.dataset(&config, Consumer::ALONE).samples().unwrap();
+    let sample = samples.step(Instant::now() + Duration::from_secs(10));
+    assert!(matches!(sample, Ok(Next::Sample(_))));
+    dataset.load(&stored(&samples.state())).unwrap();
+    assert_eq!(take(&dataset, usize::MAX).0, whole[5..]);
+
+    // Others would give out what this one skips.
+    let two = consumers(2, 1);
+    let state = DatasetState::merge(&[take(&dataset, 0).1]).unwrap();
+    let error = data.dataset(&config, two[0]).load(&state).unwrap_err();
+    assert!(error.to_string().contains("skipped"), "{error}");
+}
+
+/// D4, D5: padding with corrupt records alone comes round once.
+#[test]
+fn padding_that_holds_nothing_ends() {
+    let client = MemoryClient::default();
+    let listing: Vec<ObjectMeta> = (0..3)
+        .map(|index| {
+            let uri: ObjectUri = format!("memory://bucket/{index}").parse().unwrap();
+            client.put(uri.clone(), vec![b'?'; 100]);
+            runtime().block_on(client.head(&uri)).unwrap()
+        })
+        .collect();
+    let engine =
+        Prefetcher::new(Arc::new(client), PrefetchConfig::default(), Arc::default()).unwrap();
+    let mut config = DatasetConfig::new(Decoding::new(RecordFormat::TfRecord));
+    config.on_error = OnError::Skip;
+    config.even = Even::Pad;
+    config.counts = Some(vec![2; 3]);
+    config.epochs = Some(2);
+    for threads in [1, 2] {
+        config.threads = threads;
+        config.consumer = consumers(2, 1)[1];
+        let dataset = Dataset::new(engine.clone(), listing.clone(), config.clone()).unwrap();
+        let mut samples = dataset.samples().unwrap();
+        for _ in 0..2 {
+            let next = samples.next_timeout(Duration::from_secs(10)).unwrap();
+            assert!(matches!(next, Next::End), "{next:?}");
+        }
+        // In each epoch its own object, all of a round, and the one with which that is noticed; and what lanes read ahead.
+        let (skipped, ahead) = (samples.stats().skipped_objects, 3 * threads as u64);
+        assert!(
+            (10..=2 * (5 + ahead)).contains(&skipped),
+            "{skipped} objects"
+        );
+    }
+}
+
 /// D2: by a ranged request at the record's first byte; with a window, at the window's.
 #[test]
 fn going_on_reads_nothing_before_its_place() {
@@ -558,15 +626,19 @@ fn states_of_other_inputs_settings_or_consumers_are_refused() {
     );
     let mut text: BTreeMap<String, serde_json::Value> =
         serde_json::from_value(serde_json::to_value(&state).unwrap()).unwrap();
-    text.insert("version".into(), 2.into());
+    text.insert("version".into(), 3.into());
     let newer: DatasetState = serde_json::from_value(serde_json::to_value(&text).unwrap()).unwrap();
     refused(dataset.load(&newer).unwrap_err(), "version");
-    dataset.load(&state).unwrap();
-    assert_eq!(
-        take(&dataset, usize::MAX).0.len(),
-        4,
-        "a refused state has changed nothing"
-    );
+    text.insert("version".into(), 1.into());
+    let older = serde_json::from_value(serde_json::to_value(&text).unwrap()).unwrap();
+    for state in [state, older] {
+        dataset.load(&state).unwrap();
+        assert_eq!(
+            take(&dataset, usize::MAX).0.len(),
+            4,
+            "a refused state has changed nothing"
+        );
+    }
 }
 
 /// D8: a list of all samples would hold the engine's whole memory: beyond half of it samples are copied out.
@@ -627,6 +699,30 @@ fn unusable_settings_are_named() {
         config.consumer = consumers(2, 1)[1];
     };
     assert!(with(&endless).starts_with("inputs: "));
+    // Equally many are none for all of them: two have one object.
+    let even = |config: &mut DatasetConfig| {
+        config.epochs = None;
+        config.consumer = consumers(2, 1)[0];
+        config.even = Even::Drop;
+        config.counts = Some(vec![1]);
+    };
+    assert!(with(&even).starts_with("even: "));
+    let shuffled = |config: &mut DatasetConfig| {
+        even(config);
+        config.shuffle = Some(Shuffle { seed: 0, window: 2 });
+    };
+    assert!(with(&shuffled).starts_with("even: "));
+    let hollow = |config: &mut DatasetConfig| {
+        even(config);
+        config.even = Even::Pad;
+        config.counts = Some(vec![0]);
+    };
+    assert!(with(&hollow).starts_with("even: "));
+    let mut ends = config.clone();
+    even(&mut ends);
+    ends.epochs = Some(2);
+    let ending = Dataset::new(data.engine.clone(), data.listing.clone(), ends).unwrap();
+    assert_eq!(take(&ending, usize::MAX).0, []);
     assert!(with(&|config| config.batch = 0).starts_with("batch: "));
     assert!(with(&|config| config.threads = 0).starts_with("threads: "));
     assert!(with(&|config| config.even = Even::Drop).starts_with("even: "));

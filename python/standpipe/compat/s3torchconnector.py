@@ -172,6 +172,7 @@ class S3IterableDataset(_IterableBase):
     def __init__(self, source: _Source, enable_sharding: bool) -> None:
         self._source = source
         self._enable_sharding = enable_sharding
+        self._told_rank: tuple[int, int] | None = None
 
     @classmethod
     def from_objects(
@@ -207,7 +208,13 @@ class S3IterableDataset(_IterableBase):
     def __iter__(self) -> Iterator[Any]:
         from .._share import share
 
-        mine, of = share() if self._enable_sharding else (0, 1)
+        mine, of = share(self._told_rank) if self._enable_sharding else (0, 1)
         for index, uri in enumerate(self._source.objects()):
             if index % of == mine:
                 yield self._source.sample(uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        from .._share import known_rank
+
+        # A worker that was not forked cannot ask torch.distributed.
+        return {**self.__dict__, "_told_rank": known_rank() or self._told_rank}
