@@ -15,7 +15,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::artifacts::{self, MODEL, OUTPUT};
+use super::artifacts::{self, MODEL, OUTPUT, Whose};
 use super::channels::{Inputs, InputsWatch, Stage};
 use super::checkpoint::{self, Note, Syncer};
 use super::cursor::{self, ChannelCursor, Course, Cursor, Resume};
@@ -243,7 +243,11 @@ impl Job {
             let uploaded = self
                 .writer("OutputDataConfig.S3OutputPath")
                 .and_then(|client| {
-                    artifacts::upload_all(client, output, &self.config.name, tree.base(), which)
+                    let whose = Whose {
+                        job_name: &self.config.name,
+                        cluster: &self.config.cluster,
+                    };
+                    artifacts::upload_all(client, output, whose, tree.base(), which)
                 });
             match uploaded {
                 Ok(uploaded) => summary.uploaded = uploaded,
@@ -281,7 +285,11 @@ impl Job {
         })?;
         let mut way = Way {
             stopping: Stopping::new(self.config.stop_grace),
-            max_runtime: self.config.spec.max_runtime.map(|time| begun + time),
+            max_runtime: self
+                .config
+                .spec
+                .max_runtime
+                .and_then(|time| begun.checked_add(time)),
             killed_at: None,
             error: None,
         };
