@@ -196,7 +196,10 @@ mod tests {
         ledger.due(&scan_of(&[pointer, old]), at(0), settle);
         // Moved here with its time.
         let all = [pointer, old, ("step-2", file(9, 20))];
-        assert_eq!(paths(&ledger.due(&scan_of(&all), at(3), settle)), ["step-1"]);
+        assert_eq!(
+            paths(&ledger.due(&scan_of(&all), at(3), settle)),
+            ["step-1"]
+        );
         let due = ledger.due(&scan_of(&all), at(5), settle);
         assert_eq!(paths(&due), ["step-1", "step-2", "latest"]);
     }
