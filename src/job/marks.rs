@@ -108,6 +108,7 @@ mod tests {
         }
     }
 
+    /// J1: what may be an earlier job's model does not go up as this one's; runs of one name go on.
     #[test]
     fn a_model_of_an_earlier_job_is_not_taken_for_this_ones() {
         let dir = tempfile::tempdir().unwrap();
