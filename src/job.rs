@@ -31,6 +31,7 @@ mod cursor;
 mod documents;
 mod environment;
 mod inbox;
+mod marks;
 mod notice;
 mod prometheus;
 mod request;

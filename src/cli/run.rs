@@ -31,7 +31,8 @@ use crate::object::Scheme;
 const NOTES: &str = "\
 Makes /opt/ml (or --base-dir) as SageMaker does: input/config/*.json, a directory, mount or FIFOs for each
 channel below input/data, model, output/data; then runs COMMAND with them. SIGTERM and Ctrl-C are
-passed on; COMMAND gets --stop-grace seconds, then SIGKILL. Nothing is left behind when it ends.
+passed on; COMMAND gets --stop-grace seconds, then SIGKILL. Nothing is left behind when it ends. (On a
+terminal Ctrl-C goes to COMMAND alone, and the exit code is what it makes of that.)
 
 Channels are NAME=URI, then options with commas between them: mode=pipe|fastfile|file, shuffle=SEED,
 record-wrapper=recordio, compression=gzip, content-type=..., as for `standpipe pipe`.
@@ -230,6 +231,19 @@ enum FastFileFlag {
     FastFile,
 }
 
+/// What `--resume object` cannot do.
+fn by_epoch_only(channels: &[Channel]) -> Option<String> {
+    let is_augmented = |channel: &&Channel| channel.data_type == S3DataType::AugmentedManifestFile;
+    let names = channels
+        .iter()
+        .filter(is_augmented)
+        .map(|c| c.name.as_str());
+    let names = names.collect::<Vec<_>>().join(", ");
+    (!names.is_empty()).then(|| {
+        format!("augmented manifests are resumed at the beginning of the epoch only: {names}")
+    })
+}
+
 fn pair(text: &str) -> std::result::Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("use NAME=VALUE")?;
     Ok((name.into(), value.into()))
@@ -282,6 +296,9 @@ impl Run {
             spec.name = Some(name.clone());
         }
         self.keep.put_into(&mut spec)?;
+        if self.keep.resume == ResumeFlag::Object {
+            spec.notes.extend(by_epoch_only(&spec.channels));
+        }
         spec.validate()?;
         Ok(spec)
     }

@@ -1,4 +1,5 @@
-//! The model and the output, to S3 when the job has ended: `PREFIX/JOB/output/model.tar.gz` and `output.tar.gz`.
+//! The model and the output, to S3 when the job has ended: `PREFIX/JOB/output/model.tar.gz` and `output.tar.gz`. Those of
+//! other hosts than the first go to `PREFIX/JOB/output/HOST/`, or each would overwrite the others'.
 //!
 //! A thread packs into a pipe, and what comes out goes up in parts: nothing is stored in between. An archive that could
 //! not be packed to its end is never completed. With `CompressionType` `NONE` the files go up as they are.
@@ -10,6 +11,7 @@ use std::thread::JoinHandle;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use super::cluster::Cluster;
 use super::spec::OutputSpec;
 use super::upload::{Uploaded, upload};
 use crate::client::S3Client;
@@ -25,17 +27,35 @@ pub(super) const MODEL: (&str, &str) = ("model", "model");
 /// Likewise.
 pub(super) const OUTPUT: (&str, &str) = ("output/data", "output");
 
+/// Whose artifacts they are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whose<'a> {
+    pub(super) job_name: &'a str,
+    pub(super) cluster: &'a Cluster,
+}
+
+impl Whose<'_> {
+    /// The first host's are where the platform puts a job's, the others' beneath their names.
+    fn folder(self, prefix: &str) -> String {
+        let prefix = prefix.trim_end_matches('/');
+        let slash = if prefix.is_empty() { "" } else { "/" };
+        let root = format!("{prefix}{slash}{}/output/", self.job_name);
+        match self.cluster.rank {
+            0 => root,
+            _ => format!("{root}{}/", self.cluster.current()),
+        }
+    }
+}
+
 /// Uploads those of `which` that hold anything; gives where they went.
 pub(super) fn upload_all(
     client: &S3Client,
     output: &OutputSpec,
-    job_name: &str,
+    whose: Whose<'_>,
     base: &Path,
     which: &[(&str, &str)],
 ) -> Result<Vec<String>> {
-    let prefix = output.uri.key().trim_end_matches('/');
-    let slash = if prefix.is_empty() { "" } else { "/" };
-    let root = format!("{prefix}{slash}{job_name}/output/");
+    let root = whose.folder(output.uri.key());
     let mut uploaded = Vec::new();
     for (directory, name) in which {
         let directory = base.join(directory);
@@ -112,6 +132,19 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
+
+    #[test]
+    fn hosts_do_not_overwrite_each_others_artifacts() {
+        let folder = |rank, prefix| {
+            let cluster = Cluster::numbered(rank, 2);
+            let job_name = "job";
+            let cluster = &cluster;
+            Whose { job_name, cluster }.folder(prefix)
+        };
+        assert_eq!(folder(0, "out/"), "out/job/output/");
+        assert_eq!(folder(1, "out"), "out/job/output/algo-2/");
+        assert_eq!(folder(1, ""), "job/output/algo-2/");
+    }
 
     #[test]
     fn an_archive_holds_the_directorys_contents_by_relative_names() {

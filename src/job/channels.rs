@@ -38,6 +38,9 @@ use mount::Mounted;
 /// How long a listing goes on for somebody who has asked for the end: nobody notices it.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
+/// How long a FIFO that was cut off stays open for a reader that has outlived the trainer and was not killed.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Hears how a download goes: the channel's name, and its counters.
 pub type OnDownload = Arc<dyn Fn(&str, &Arc<DownloadProgress>) + Send + Sync>;
 
@@ -198,7 +201,7 @@ fn check_mount(channel: &Channel, share: Shard) -> Result<()> {
 fn check_space<'a>(stage: &Stage<'_>, channels: impl Iterator<Item = &'a Channel>) -> Result<()> {
     let (mut needed, mut there, mut names) = (0u64, 0u64, Vec::new());
     for channel in channels {
-        let directory = stage.tree.files_directory(channel)?;
+        let directory = stage.tree.files_directory(channel, stage.share(channel))?;
         needed = needed.saturating_add(listed_bytes(stage, channel)?);
         there = there.saturating_add(bytes_below(&directory));
         names.push(channel.name.as_str());
@@ -255,7 +258,7 @@ fn download(
     stage: &Stage<'_>,
     channel: &Channel,
 ) -> Result<(String, Arc<DownloadProgress>, Duration)> {
-    let directory = stage.tree.files_directory(channel)?;
+    let directory = stage.tree.files_directory(channel, stage.share(channel))?;
     let selection = Selection::of_channel(channel, stage.share(channel))?;
     let config = DownloadConfig::default();
     let download = Download::of(stage.engine.clone(), selection, directory, config);
@@ -332,9 +335,14 @@ impl Pipes {
 
     fn end(&mut self) {
         self.canceller.cancel();
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take()
             // Panics were caught.
-            let _ = thread.join();
+            && let Ok(server) = thread.join()
+            && !server.outlast_readers(READER_PATIENCE)
+        {
+            tracing::error!(
+                "a process that could not be killed still reads a FIFO: what it takes for an end is none"
+            );
         }
     }
 }

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -204,14 +204,41 @@ pub(super) fn from_cursor(
     objects: BoxStream<'static, Result<ObjectMeta>>,
     at: ChannelCursor,
 ) -> BoxStream<'static, Result<ObjectMeta>> {
-    let skip = usize::try_from(at.objects_before).unwrap_or(usize::MAX);
-    let mut due = Some(at);
-    let checked = objects.skip(skip).map(move |meta| {
-        let meta = meta?;
-        due.take().map_or(Ok(()), |at| is_same(&at, &meta))?;
-        Ok(meta)
+    let state = (objects, at.objects_before, Some(at));
+    let rest = futures::stream::try_unfold(state, |(mut objects, mut skip, mut due)| async move {
+        loop {
+            let Some(meta) = objects.try_next().await? else {
+                // Not reached: an epoch that is over at once would look like one that was read.
+                due.map_or(Ok(()), |at| is_empty_too(&at))?;
+                return Ok(None);
+            };
+            if skip > 0 {
+                skip -= 1;
+                continue;
+            }
+            due.take().map_or(Ok(()), |at| is_same(&at, &meta))?;
+            return Ok(Some((meta, (objects, skip, due))));
+        }
     });
-    checked.boxed()
+    rest.boxed()
+}
+
+fn is_empty_too(at: &ChannelCursor) -> Result<()> {
+    match at.objects_before == 0 && at.object.is_none() {
+        true => Ok(()),
+        false => Err(changed(at, "not there".into())),
+    }
+}
+
+fn changed(at: &ChannelCursor, now: String) -> Error {
+    let before = at.object.as_deref().unwrap_or("another");
+    Error::unusable(
+        format!("object {} of epoch {}", at.objects_before, at.epoch),
+        format!(
+            "is {now}, and when the checkpoint was made it was {before}: the input has changed"
+        ),
+        "run with --resume epoch, which repeats the epoch, or with --resume off",
+    )
 }
 
 fn is_same(at: &ChannelCursor, meta: &ObjectMeta) -> Result<()> {
@@ -221,14 +248,7 @@ fn is_same(at: &ChannelCursor, meta: &ObjectMeta) -> Result<()> {
     let is_version = at.etag.is_none() || at.etag.as_deref() == meta.id.etag.as_deref();
     match *object == meta.id.uri.to_string() && is_version {
         true => Ok(()),
-        false => Err(Error::unusable(
-            format!("object {} of epoch {}", at.objects_before, at.epoch),
-            format!(
-                "is {}, and when the checkpoint was made it was {object}: the input has changed",
-                meta.id.uri
-            ),
-            "run with --resume epoch, which repeats the epoch, or with --resume off",
-        )),
+        false => Err(changed(at, meta.id.uri.to_string())),
     }
 }
 
@@ -357,8 +377,6 @@ mod tests {
 
     #[tokio::test]
     async fn the_object_where_it_goes_on_must_be_the_same() {
-        use futures::TryStreamExt;
-
         use crate::client::{Depth, ListEntry, MemoryClient, ObjectClient};
 
         let client = MemoryClient::default();
@@ -382,7 +400,18 @@ mod tests {
         let rest: Vec<ObjectMeta> = from_cursor(list(), at.clone()).try_collect().await.unwrap();
         assert_eq!(rest, metas[1..]);
         client.put("memory://b/b".parse().unwrap(), "new");
-        let changed: Result<Vec<_>> = from_cursor(list(), at).try_collect().await;
+        let changed: Result<Vec<_>> = from_cursor(list(), at.clone()).try_collect().await;
         assert!(changed.unwrap_err().to_string().contains("memory://b/b"));
+        // It shrank: nothing is left behind what was read, which is no end of an epoch.
+        for (objects_before, object) in [(3, None), (9, at.object.clone())] {
+            let at = ChannelCursor {
+                objects_before,
+                object,
+                ..at.clone()
+            };
+            let shrunk: Result<Vec<_>> = from_cursor(list(), at).try_collect().await;
+            let told = shrunk.unwrap_err().to_string();
+            assert!(told.contains("not there"), "{told}");
+        }
     }
 }

@@ -105,6 +105,8 @@ pub(super) struct S3DataSource {
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Shuffle {
     pub(super) seed: i64,
+    #[serde(flatten)]
+    rest: Rest,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -132,6 +134,8 @@ pub(super) struct Group {
     pub(super) instance_type: String,
     pub(super) instance_count: usize,
     pub(super) instance_group_name: String,
+    #[serde(flatten)]
+    rest: Rest,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -147,12 +151,40 @@ pub(super) struct Stopping {
 pub(super) struct Checkpoint {
     pub(super) s3_uri: String,
     pub(super) local_path: Option<String>,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+/// Takes out members that are null, which SDKs write for absent ones; whether there were any.
+fn drop_nulls(value: &mut Value) -> bool {
+    match value {
+        Value::Object(members) => {
+            let before = members.len();
+            members.retain(|_, member| !member.is_null());
+            let had_some = members.len() < before;
+            let inner = members.values_mut().map(drop_nulls);
+            inner.fold(had_some, |any, found| any | found)
+        }
+        Value::Array(items) => items
+            .iter_mut()
+            .map(drop_nulls)
+            .fold(false, |any, found| any | found),
+        _ => false,
+    }
 }
 
 impl Request {
     /// Reads a request; `name` is what errors call it.
     pub(super) fn parse(name: &str, text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|error| {
+        let read = || -> serde_json::Result<Self> {
+            let mut value: Value = serde_json::from_str(text)?;
+            match drop_nulls(&mut value) {
+                true => serde_json::from_value(value),
+                // From the text, so that an error tells the line.
+                false => serde_json::from_str(text),
+            }
+        };
+        read().map_err(|error| {
             Error::unusable(
                 name,
                 format!("not a CreateTrainingJob request: {error}"),
@@ -180,9 +212,18 @@ impl Request {
         if let Some(output) = &self.output_data_config {
             inner("OutputDataConfig", &output.rest);
         }
+        if let Some(checkpoint) = &self.checkpoint_config {
+            inner("CheckpointConfig", &checkpoint.rest);
+        }
+        for (at, group) in self.resource_config.instance_groups.iter().enumerate() {
+            inner(&format!("ResourceConfig.InstanceGroups.{at}"), &group.rest);
+        }
         for channel in &self.input_data_config {
             let of = format!("InputDataConfig.{}", channel.channel_name);
             inner(&of, &channel.rest);
+            if let Some(shuffle) = &channel.shuffle_config {
+                inner(&format!("{of}.ShuffleConfig"), &shuffle.rest);
+            }
             inner(&format!("{of}.DataSource"), &channel.data_source.rest);
             if let Some(source) = &channel.data_source.s3_data_source {
                 inner(&format!("{of}.DataSource.S3DataSource"), &source.rest);
@@ -199,5 +240,32 @@ impl Request {
             ));
         }
         notes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_absent_and_what_is_unknown_is_named_at_any_depth() {
+        let text = r#"{"TrainingJobName": null, "HyperParameters": null, "VpcConfig": null,
+            "CheckpointConfig": {"S3Uri": "s3://b/c", "LocalPth": "/x", "LocalPath": null},
+            "ResourceConfig": {"InstanceGroups": [{"InstanceGroupName": "g", "InstanceCont": 2}]},
+            "InputDataConfig": [{"ChannelName": "t", "InputMode": null,
+              "ShuffleConfig": {"Seed": 1, "Sed": 2}}]}"#;
+        let request = Request::parse("job.json", text).unwrap();
+        assert_eq!(request.training_job_name, None);
+        let note = request.notes().join("; ");
+        for name in [
+            "CheckpointConfig.LocalPth",
+            "ResourceConfig.InstanceGroups.0.InstanceCont",
+            "InputDataConfig.t.ShuffleConfig.Sed",
+        ] {
+            assert!(note.contains(name), "{note}");
+        }
+        assert!(!note.contains("VpcConfig"), "{note}");
+        let error = Request::parse("job.json", "{\n\"Environment\": 3}").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
     }
 }

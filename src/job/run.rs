@@ -15,13 +15,14 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::artifacts::{self, MODEL, OUTPUT};
+use super::artifacts::{self, MODEL, OUTPUT, Whose};
 use super::channels::{Inputs, InputsWatch, Stage};
 use super::checkpoint::{self, Note, Syncer};
 use super::cursor::{self, ChannelCursor, Course, Cursor, Resume};
 use super::documents::Documents;
 use super::environment::{self, Facts};
 use super::inbox::{Event, Inbox};
+use super::marks::Owner;
 use super::notice;
 use super::prometheus::Exporter;
 use super::share;
@@ -41,8 +42,14 @@ use crate::prefetch::Prefetcher;
 /// How long a process may be busy with its own end after SIGKILL: a core dump, a device that hangs.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
+/// How long ended orphans of the trainer may stay in the kernel's table.
+const REAP_PAUSE: Duration = Duration::from_secs(10);
+
 impl Job {
     /// Runs it; blocks until the trainer and everything around it has ended. The calling thread must not end before.
+    ///
+    /// Meanwhile this process is the subreaper of its descendants, and children in other process groups that it gets are
+    /// taken for the trainer's: start none yourself.
     ///
     /// # Errors
     /// What keeps the trainer from being started. What happens later is told in the summary.
@@ -110,6 +117,17 @@ impl Job {
             interface,
             config.fast_file_as,
         )?;
+        let checkpoint = config.spec.checkpoint.as_ref().map(|spec| {
+            let directory = checkpoint_dir(spec, tree.base());
+            (directory, checkpoint::folder(&spec.uri))
+        });
+        tree.admit(Owner {
+            name: config.spec.name.as_deref(),
+            uploads: config.spec.output.is_some(),
+            checkpoint: checkpoint
+                .as_ref()
+                .map(|(directory, prefix)| (directory.as_path(), prefix)),
+        })?;
         tree.lay_out(&documents)?;
         let variables = self.variables(tree, &documents)?;
         let engine = Prefetcher::new(
@@ -243,7 +261,11 @@ impl Job {
             let uploaded = self
                 .writer("OutputDataConfig.S3OutputPath")
                 .and_then(|client| {
-                    artifacts::upload_all(client, output, &self.config.name, tree.base(), which)
+                    let whose = Whose {
+                        job_name: &self.config.name,
+                        cluster: &self.config.cluster,
+                    };
+                    artifacts::upload_all(client, output, whose, tree.base(), which)
                 });
             match uploaded {
                 Ok(uploaded) => summary.uploaded = uploaded,
@@ -281,12 +303,18 @@ impl Job {
         })?;
         let mut way = Way {
             stopping: Stopping::new(self.config.stop_grace),
-            max_runtime: self.config.spec.max_runtime.map(|time| begun + time),
+            max_runtime: self
+                .config
+                .spec
+                .max_runtime
+                .and_then(|time| begun.checked_add(time)),
             killed_at: None,
             error: None,
         };
         let status = loop {
-            let event = inbox.next(way.wake());
+            let look = Instant::now() + REAP_PAUSE;
+            let event = inbox.next(Some(way.wake().map_or(look, |wake| wake.min(look))));
+            trainer.reap();
             if let Some(status) = way.on(event, &trainer, &|event| self.tell(event)) {
                 break status;
             }

@@ -61,10 +61,11 @@ impl Stopping {
     /// Somebody wants the end; `within` is the time that is left in any case, if that is known.
     pub(super) fn ask(&mut self, cause: Cause, now: Instant, within: Option<Duration>) -> Act {
         let grace = within.map_or(self.grace, |within| within.min(self.grace));
-        let kill_at = now + grace;
+        // What no clock reaches is never.
+        let kill_at = now.checked_add(grace);
         let Some(first) = self.cause else {
             self.cause = Some(cause);
-            self.kill_at = Some(kill_at);
+            self.kill_at = kill_at;
             return Act::Send(signal_of(cause));
         };
         let is_signal = |cause| matches!(cause, Cause::Signal { .. });
@@ -72,7 +73,7 @@ impl Stopping {
             // Whoever asks twice does not want to wait.
             return self.kill();
         }
-        self.kill_at = self.kill_at.map(|before| before.min(kill_at));
+        self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
         // A second reason is no second request: the trainer is about to end.
         Act::Nothing
     }
@@ -198,6 +199,20 @@ mod tests {
         assert_eq!(stopping.tick(at(start, 90)), Act::Kill);
         let code = stopping.cause().and_then(Cause::exit_code);
         assert_eq!(code, Some(INTERRUPTED));
+    }
+
+    #[test]
+    fn a_grace_beyond_all_clocks_is_no_limit_until_there_is_one() {
+        let start = Instant::now();
+        let mut stopping = Stopping::new(Duration::MAX);
+        assert_eq!(stopping.ask(TERM, start, None), Act::Send(15));
+        assert_eq!(stopping.wake(), None);
+        let left = Some(Duration::from_secs(90));
+        assert_eq!(
+            stopping.ask(Cause::SpotTermination, start, left),
+            Act::Nothing
+        );
+        assert_eq!(stopping.wake(), Some(at(start, 90)));
     }
 
     #[test]

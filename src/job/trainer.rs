@@ -12,7 +12,7 @@ use std::process::{Command, ExitStatus};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::strays;
+use super::strays::{self, Brood};
 use crate::error::{Error, Result};
 
 /// What shells say of a command that is not there, and of one that cannot be run.
@@ -24,7 +24,7 @@ pub const NOT_EXECUTABLE: u8 = 126;
 #[derive(Debug)]
 pub(super) struct Trainer {
     pid: Pid,
-    run_id: String,
+    brood: Brood,
     terminal: Option<Foreground>,
     /// Its number may be somebody else's since.
     is_reaped: bool,
@@ -50,6 +50,7 @@ impl Trainer {
             .envs(variables)
             .env(strays::MARK, run_id)
             .process_group(0);
+        let mut brood = Brood::new(run_id);
         let (parent, is_foreground) = (std::process::id(), terminal.is_some());
         // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls are allowed:
         // it makes system calls, and touches no memory but its own copies of two numbers.
@@ -58,9 +59,10 @@ impl Trainer {
             .spawn()
             .map_err(|error| Error::io(std::path::PathBuf::from(program), error))?;
         let pid = Pid::from_child(&child);
+        brood.started(pid);
         let trainer = Self {
             pid,
-            run_id: run_id.to_owned(),
+            brood,
             terminal,
             is_reaped: false,
         };
@@ -82,6 +84,11 @@ impl Trainer {
         }
     }
 
+    /// Takes note of orphans that have ended.
+    pub(super) fn reap(&self) {
+        self.brood.reap();
+    }
+
     /// Kills it and its group.
     pub(super) fn kill(&self) {
         let _ = kill_process_group(self.pid, Signal::KILL);
@@ -96,7 +103,7 @@ impl Trainer {
         // The group's number is not given away while a member lives; without members this hits nobody.
         let _ = kill_process_group(self.pid, Signal::KILL);
         drop(self.terminal.take());
-        strays::kill(&self.run_id)
+        self.brood.kill()
     }
 }
 
@@ -135,8 +142,9 @@ fn prepare(parent: u32, is_foreground: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The terminal of standard input belongs to the trainer while it runs, as a shell gives it to its jobs: Ctrl-C goes
-/// there, and reading from it is allowed.
+/// The terminal of standard input belongs to the trainer while it runs, as a shell gives it to its jobs: reading from it
+/// is allowed, and Ctrl-C goes there and not to us. (In our own group a trainer could not read; one signal would come
+/// twice if we shared a group and passed it on.)
 #[derive(Debug)]
 struct Foreground {
     group: Pid,

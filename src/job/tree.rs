@@ -4,7 +4,6 @@
 //! makes it, and holds a lock on that file. The kernel drops the lock however the process ends; so whoever finds the
 //! file unlocked finds in it what is left to take away.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -14,18 +13,15 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::documents::Documents;
+use super::marks::{Marks, Owner};
 use super::spec::mode_of;
 use super::strays;
 use crate::error::{Error, Result};
-use crate::input::{Channel, InputMode};
+use crate::input::{Channel, InputMode, Shard};
 use crate::pipe::ChannelName;
 
 /// The record of the run that owns the tree.
 const RUN_FILE: &str = ".standpipe-run.json";
-
-/// Which channels' files lie below `input/data`, and what they were downloaded from. It outlives the run: that is how
-/// the next one knows that it may go on with them.
-const FILES_FILE: &str = ".standpipe-files.json";
 
 /// What a run has made, or is about to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -96,6 +92,14 @@ impl Tree {
         written.map_err(|error| Error::io(self.base.join(RUN_FILE), error))
     }
 
+    /// Whether the job may use what lies there. Nothing is made when it may not.
+    pub(super) fn admit(&self, owner: Owner<'_>) -> Result<()> {
+        let mut marks = Marks::read(&self.base);
+        marks.take(&self.base, owner)?;
+        make(&self.base.join("input"))?;
+        marks.write(&self.base)
+    }
+
     /// Makes the directories and writes the documents.
     pub(super) fn lay_out(&self, documents: &Documents) -> Result<()> {
         for directory in ["input/config", "input/data", "model", "output/data"] {
@@ -126,30 +130,25 @@ impl Tree {
     }
 
     /// Makes a File channel's directory. One that holds files of another source is refused: a trainer would read both.
-    pub(super) fn files_directory(&self, channel: &Channel) -> Result<PathBuf> {
+    pub(super) fn files_directory(&self, channel: &Channel, share: Shard) -> Result<PathBuf> {
         let directory = self.data_dir().join(&channel.name);
-        let marks = self.base.join("input").join(FILES_FILE);
-        let mut known: BTreeMap<String, String> = fs::read(&marks)
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default();
+        let mut marks = Marks::read(&self.base);
         let is_empty =
             fs::read_dir(&directory).map_or(true, |mut entries| entries.next().is_none());
-        let source = source_of(channel);
-        if !is_empty && known.get(&channel.name) != Some(&source) {
+        let source = source_of(channel, share);
+        if !is_empty && marks.channels.get(&channel.name) != Some(&source) {
             return Err(Error::unusable(
                 directory.display().to_string(),
                 format!(
-                    "holds files that were not downloaded from {}: the trainer would read both",
+                    "holds files that were not downloaded from {} as this host's share: the trainer would read both",
                     channel.source
                 ),
                 "empty it, or choose another --base-dir",
             ));
         }
         make(&directory)?;
-        known.insert(channel.name.clone(), source);
-        let text = serde_json::to_vec(&known).unwrap_or_default();
-        write_whole(&marks, &text)?;
+        marks.channels.insert(channel.name.clone(), source);
+        marks.write(&self.base)?;
         Ok(directory)
     }
 
@@ -216,10 +215,13 @@ impl Drop for Tree {
 }
 
 /// What the files of a channel depend on.
-fn source_of(channel: &Channel) -> String {
+fn source_of(channel: &Channel, share: Shard) -> String {
     format!(
-        "{} {:?} {:?}",
-        channel.source, channel.data_type, channel.distribution
+        "{} {:?} {:?} {:?}",
+        channel.source,
+        channel.data_type,
+        channel.distribution.shard(share),
+        channel.manifest_names
     )
 }
 
@@ -317,6 +319,7 @@ pub(super) fn record(run_id: String, base: &Path, channels: &[Channel]) -> RunRe
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::input::Distribution;
 
     fn claimed(base: &Path) -> Result<Tree> {
         let channels = ["train=s3://b/,mode=pipe".parse().unwrap()];
@@ -395,12 +398,19 @@ mod tests {
         let tree = claimed(dir.path()).unwrap();
         tree.lay_out(&documents()).unwrap();
         let channel = |uri: &str| Channel::new("train", uri.parse().unwrap()).unwrap();
-        let directory = tree.files_directory(&channel("s3://b/a/")).unwrap();
+        let files = |channel: &Channel| tree.files_directory(channel, Shard::WHOLE);
+        let directory = files(&channel("s3://b/a/")).unwrap();
         fs::write(directory.join("x"), "").unwrap();
-        tree.files_directory(&channel("s3://b/a/")).unwrap();
-        let error = tree.files_directory(&channel("s3://b/b/")).unwrap_err();
+        files(&channel("s3://b/a/")).unwrap();
+        let error = files(&channel("s3://b/b/")).unwrap_err();
         assert!(error.to_string().contains("s3://b/b/"), "{error}");
+        // Another host's share, and other names, are other files.
+        let share = Shard::new(1, 2).unwrap();
+        tree.files_directory(&channel("s3://b/a/"), share).unwrap();
+        let mut sharded = channel("s3://b/a/");
+        sharded.distribution = Distribution::ShardedByS3Key;
+        assert!(tree.files_directory(&sharded, share).is_err());
         fs::remove_file(directory.join("x")).unwrap();
-        tree.files_directory(&channel("s3://b/b/")).unwrap();
+        files(&channel("s3://b/b/")).unwrap();
     }
 }

@@ -1,12 +1,13 @@
 //! The channels of one directory, from the first FIFO to the last.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attendance::Attendance;
 use super::cancel::Canceller;
@@ -19,6 +20,9 @@ use super::position::{Position, Tracker};
 use super::{ChannelSummary, OnFailure, PipeChannel, PipeConfig, PipeSummary};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+
+/// How often readers that outlived everything are looked for: nobody waits for the answer.
+const READER_POLL: Duration = Duration::from_millis(20);
 
 type Ended = std::thread::Result<Result<()>>;
 
@@ -147,6 +151,24 @@ impl PipeServer {
             resume_unwind(panic);
         }
         self.failed.clone().map_or_else(|| Ok(self.summary()), Err)
+    }
+
+    /// Waits until nobody reads what was cut off, and whether that came about in time: dropping this looks like the end
+    /// of the data to whoever still does.
+    pub(crate) fn outlast_readers(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let cancel = self.shared.canceller.as_fd();
+        loop {
+            let kept = lock(&self.shared.kept);
+            if !kept.iter().any(|sink| sink.has_reader(cancel)) {
+                return true;
+            }
+            drop(kept);
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(READER_POLL);
+        }
     }
 
     fn join(&mut self) {

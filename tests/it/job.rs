@@ -279,14 +279,17 @@ fn sigterm_is_passed_on_and_followed_by_sigkill() {
     assert_eq!(Ran::of(ended(child)).code, 130);
 }
 
-/// J10: what the trainer has started and left does not outlive the run, whatever session it moved to.
+/// J10: what the trainer has started and left does not outlive the run, whatever session it moved to, and whatever it has
+/// made of its environment.
 #[test]
 fn no_process_is_left_behind() {
     let host = Host::new();
-    let script = "sleep 600 & echo $! > a; setsid sleep 600 & sleep 0.2; echo $! > b; exit 3";
+    let script = "sleep 600 & echo $! > a; setsid sleep 600 & sleep 0.2; echo $! > b
+        env -i setsid sh -c 'sleep 600 & echo $! > c; exec sleep 600' & echo $! > d
+        while [ ! -s c ]; do sleep 0.01; done; exit 3";
     let ran = host.run(&[], script);
     assert_eq!(ran.code, 3);
-    for file in ["a", "b"] {
+    for file in ["a", "b", "c", "d"] {
         wait_for("it is dead", || !is_alive(&host.said(file)));
     }
     assert!(ran.stderr.contains("left behind"), "{}", ran.stderr);
@@ -394,6 +397,36 @@ fn a_stubborn_reader_sees_no_end_either() {
         ran.stderr
     );
     assert!(!host.beside("finished").exists());
+}
+
+/// J12: a reader that is not the trainer's sees no end either, as long as it can be waited for.
+#[test]
+fn a_reader_of_somebody_elses_sees_no_end_of_a_failed_input() {
+    let host = Host::new();
+    forbid(&host.server, "bkt/dir/b");
+    let flags = ["--channel", "train=s3://bkt/dir/,mode=pipe"];
+    let child = host.start(&flags, "touch ready; sleep 600");
+    host.wait_for("ready");
+    let fifo = fs::File::open(host.at("input/data/train_0")).unwrap();
+    let got = std::thread::spawn(move || {
+        let mut fifo = fifo;
+        let mut bytes = [0; 64];
+        let n = std::io::Read::read(&mut fifo, &mut bytes).unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        // Without an end the pipe has nothing to say.
+        let mut polled = [rustix::event::PollFd::new(
+            &fifo,
+            rustix::event::PollFlags::IN,
+        )];
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let events = rustix::event::poll(&mut polled, Some(&now)).unwrap();
+        (bytes[..n].to_vec(), events)
+    });
+    assert_eq!(got.join().unwrap(), (b"alpha\n".to_vec(), 0));
+    assert_eq!(Ran::of(ended(child)).code, 4);
 }
 
 /// J14: SIGTERM while a File channel is downloaded ends the run at once, without a trainer, and the next run goes on.

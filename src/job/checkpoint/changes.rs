@@ -95,16 +95,27 @@ impl Ledger {
     pub(super) fn due(&mut self, scan: &Scan, now: Instant, settle: Duration) -> Due {
         self.seen.retain(|path, _| scan.contains_key(path));
         let mut due = Due::default();
+        let mut unsettled: Option<i128> = None;
         for (path, signature) in scan {
             let seen = self.seen.entry(path.clone()).or_insert((*signature, now));
             if seen.0 != *signature {
                 *seen = (*signature, now);
             }
             let has_settled = now.saturating_duration_since(seen.1) >= settle;
-            if has_settled && self.stored.get(path) != Some(signature) {
-                due.upload.push((path.clone(), *signature));
+            if self.stored.get(path) == Some(signature) {
+                continue;
+            }
+            match has_settled {
+                true => due.upload.push((path.clone(), *signature)),
+                false => {
+                    let mtime = signature.mtime_ns;
+                    unsettled = Some(unsettled.map_or(mtime, |before| before.min(mtime)));
+                }
             }
         }
+        // What is no older than a file that must wait may point to it.
+        due.upload
+            .retain(|(_, signature)| unsettled.is_none_or(|time| signature.mtime_ns < time));
         due.upload.sort_by_key(|(_, signature)| signature.mtime_ns);
         let gone = self.stored.keys().filter(|path| !scan.contains_key(*path));
         due.delete.extend(gone.cloned());
@@ -173,6 +184,24 @@ mod tests {
             (paths(&due), due.delete.clone()),
             (vec!["a"], vec!["old".to_owned()])
         );
+    }
+
+    #[test]
+    fn nothing_goes_up_before_an_older_file_that_has_not_settled() {
+        let (start, settle) = (Instant::now(), Duration::from_secs(2));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut ledger = Ledger::default();
+        let pointer = ("latest", file(1, 30));
+        let old = ("step-1", file(1, 10));
+        ledger.due(&scan_of(&[pointer, old]), at(0), settle);
+        // Moved here with its time.
+        let all = [pointer, old, ("step-2", file(9, 20))];
+        assert_eq!(
+            paths(&ledger.due(&scan_of(&all), at(3), settle)),
+            ["step-1"]
+        );
+        let due = ledger.due(&scan_of(&all), at(5), settle);
+        assert_eq!(paths(&due), ["step-1", "step-2", "latest"]);
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub(in crate::job) fn restore(
     stop: &Stop,
 ) -> Result<Restored> {
     fs::create_dir_all(directory).map_err(|error| Error::io(directory, error))?;
+    sweep_drafts(directory)?;
     let mut restored = Restored::default();
     let mut missing = Vec::new();
     for meta in list(engine, prefix)? {
@@ -49,6 +50,23 @@ pub(in crate::job) fn restore(
     }
     fetch(engine, prefix, missing, stop, &mut restored)?;
     Ok(restored)
+}
+
+/// Takes away what a run that was killed had not finished.
+fn sweep_drafts(directory: &Path) -> Result<()> {
+    let entries = fs::read_dir(directory).map_err(|error| Error::io(directory, error))?;
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => sweep_drafts(&path)?,
+            Ok(kind) if kind.is_file() && name.starts_with('.') && name.ends_with(DRAFT_SUFFIX) => {
+                fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn key(prefix: &ObjectUri, meta: &ObjectMeta) -> String {
@@ -171,5 +189,23 @@ impl Drop for Draft {
     fn drop(&mut self) {
         // Gone already when it has its name.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafts_of_a_killed_run_are_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        for name in ["sub/.x.standpipe-tmp", "x.standpipe-tmp", "sub/x", ".y"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        sweep_drafts(dir.path()).unwrap();
+        let is_there = |name: &str| dir.path().join(name).exists();
+        assert!(!is_there("sub/.x.standpipe-tmp"));
+        assert!(is_there("x.standpipe-tmp") && is_there("sub/x") && is_there(".y"));
     }
 }

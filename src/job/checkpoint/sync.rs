@@ -124,10 +124,19 @@ impl Keeper {
         self.take_note();
         let found = scan(&self.directory)?;
         let Due { upload, delete } = self.ledger.due(&found, Instant::now(), settle);
-        let mut oldest = None;
+        let (mut oldest, mut unreadable) = (None, None);
         for (path, signature) in upload {
+            let file = match self.open(&path, signature) {
+                Ok(Some(file)) => file,
+                Ok(None) => continue,
+                // Nobody gets it into S3; all others go there. The last look makes a failure of it.
+                Err(error) => {
+                    unreadable.get_or_insert(error);
+                    continue;
+                }
+            };
             // In their order: what comes after a failure may point to what failed.
-            let is_stored = self.upload(&path, signature)?;
+            let is_stored = self.upload(&path, signature, file)?;
             if is_stored && !cursor::is_ours(&path) {
                 oldest.get_or_insert(signature.mtime_ns);
             }
@@ -140,7 +149,7 @@ impl Keeper {
             self.ledger.deleted(path);
             self.report.deleted_files += 1;
         }
-        Ok(())
+        unreadable.map_or(Ok(()), Err)
     }
 
     fn take_note(&mut self) {
@@ -159,21 +168,29 @@ impl Keeper {
         let path = cursor.path();
         let local = cursor::write(&self.directory, cursor)?;
         let meta = std::fs::metadata(&local).map_err(|error| Error::io(&local, error))?;
-        self.upload(&path, Signature::of(&meta)).map(drop)
+        let signature = Signature::of(&meta);
+        match self.open(&path, signature)? {
+            Some(file) => self.upload(&path, signature, file).map(drop),
+            None => Ok(()),
+        }
     }
 
-    /// Whether the file is in S3 now as it was seen.
-    fn upload(&mut self, path: &str, signature: Signature) -> Result<bool> {
+    /// The file, if it still is as it was seen.
+    fn open(&self, path: &str, signature: Signature) -> Result<Option<File>> {
         let local = self.directory.join(path);
         let file = match File::open(&local) {
             // Deleted since it was seen.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(|error| Error::io(&local, error))?,
         };
         // What was opened may be another file by now than the one that was seen.
-        if file.metadata().map(|meta| Signature::of(&meta)).ok() != Some(signature) {
-            return Ok(false);
-        }
+        let is_it = file.metadata().map(|meta| Signature::of(&meta)).ok() == Some(signature);
+        Ok(is_it.then_some(file))
+    }
+
+    /// Whether the file is in S3 now as it was seen.
+    fn upload(&mut self, path: &str, signature: Signature, file: File) -> Result<bool> {
+        let local = self.directory.join(path);
         let uri = self.uri(path);
         let sent = upload(&self.client, &uri, file, || is_as_seen(&local, signature));
         match runtime::handle().block_on(sent)? {

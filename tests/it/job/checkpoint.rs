@@ -160,6 +160,23 @@ fn a_checkpoint_that_cannot_be_kept_is_told() {
     assert_eq!(host.run(&CHECKPOINT, &failing).code, 7);
 }
 
+/// J19, J22: a file that cannot be read keeps no other from S3, and is told at the end.
+#[test]
+fn an_unreadable_file_keeps_no_other_from_s3() {
+    let host = Host::new();
+    // Write-only, even to root.
+    let script = r#"cd "$SAGEMAKER_BASE_DIR/checkpoints"
+        ln -s /proc/sys/vm/compact_memory unreadable; sleep 0.05; printf y > newer"#;
+    let ran = host.run(&CHECKPOINT, script);
+    assert_ne!(ran.code, 0);
+    assert!(ran.stderr.contains("unreadable"), "{}", ran.stderr);
+    assert_eq!(host.object("ckpt/newer").unwrap(), b"y");
+    // Another prefix does not get these.
+    let ran = host.run(&["--checkpoint", "s3://bkt/elsewhere"], "true");
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert_eq!(host.object("elsewhere/newer"), None);
+}
+
 /// J23: model and output go to PREFIX/JOB/output/ as archives of their contents; a job that failed has no model.
 #[test]
 fn model_and_output_are_uploaded() {
@@ -180,7 +197,16 @@ fn model_and_output_are_uploaded() {
     }
     assert_eq!(found, [("sub/w".to_owned(), "weights".to_owned())]);
     assert!(host.object("out/done/output/output.tar.gz").is_some());
+    // A rerun goes on; another job does not take the model for its own.
+    host.run(&flags, "true").succeeded();
     let failed = ["--output", "s3://bkt/out/", "--name", "failed"];
+    let refused = host.run(&failed, "touch started");
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    let fix = refused.json["error"]["fix"].as_str().unwrap();
+    assert!(fix.contains("--base-dir"), "{fix}");
+    assert!(!host.beside("started").exists());
+    fs::remove_dir_all(host.at("model")).unwrap();
+    fs::remove_dir_all(host.at("output")).unwrap();
     let again = r#"printf log > "$SAGEMAKER_BASE_DIR/output/data/log"; exit 3"#;
     assert_eq!(host.run(&failed, again).code, 3);
     assert_eq!(host.object("out/failed/output/model.tar.gz"), None);
