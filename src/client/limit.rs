@@ -7,7 +7,7 @@
 //!
 //! A listing passes the gate without a slot: it sends one request at a time, and holding a slot while the consumer
 //! of the listing thinks could starve the reads that the consumer waits for. It does wait out a pause, and its
-//! throttles count.
+//! throttles count. Whoever lists a long prefix in several ranges at once bounds them itself, to 16.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
