@@ -12,9 +12,9 @@ use super::flags::{CacheFlags, EngineFlags};
 use super::report::Report;
 use super::{Context, interrupt};
 use crate::error::{Error, Result};
-use crate::fastfile::FastFiles;
 use crate::fastfile::fuse::{self, Mount as Mounted, MountOptions, StrayOption, Unmounter};
 use crate::fastfile::read::ReadConfig;
+use crate::fastfile::{FastFiles, refuse_to_require};
 use crate::object::ObjectUri;
 
 /// What requests under way get to finish in after SIGTERM; files that are still open then lose their server.
@@ -126,6 +126,7 @@ impl Mount {
 
     fn files(&self, context: &Context) -> Result<FastFiles> {
         let engine = self.engine.config()?;
+        refuse_to_require(engine.checksums)?;
         let (client, cache) = context.connect_cached(self.uri.scheme(), &engine, &self.cache)?;
         let reads = ReadConfig {
             memory_bytes: engine.memory_bytes,

@@ -49,6 +49,7 @@ use super::source::Windows;
 use super::tree::{Ino, Namespace, Root};
 use crate::buffer::class_bytes;
 use crate::cache::{BlockCache, CacheConfig, CachedClient};
+use crate::checksum::ChecksumPolicy;
 use crate::client::{LocalClient, ObjectClient, S3Client, S3Config, resilient};
 use crate::error::{Answer, Error, Result};
 use crate::metrics::Metrics;
@@ -336,6 +337,7 @@ impl FastFilesBuilder {
             Scheme::File => Ok((Arc::new(LocalClient::new(self.metrics.clone())), None)),
             Scheme::S3 => {
                 let config = std::mem::take(&mut self.s3);
+                refuse_to_require(config.checksums)?;
                 let s3 = S3Client::connect(config, self.metrics.clone()).await?;
                 let endpoint = s3.endpoint_url().map(str::to_owned);
                 let concurrency = self.reads.concurrency;
@@ -350,6 +352,17 @@ impl FastFilesBuilder {
             )),
         }
     }
+}
+
+/// A file that is read in ranges can't be compared with the CRC of the whole, and nobody should believe that it was.
+pub(crate) fn refuse_to_require(checksums: ChecksumPolicy) -> Result<()> {
+    if checksums != ChecksumPolicy::Require {
+        return Ok(());
+    }
+    Err(Error::config(
+        "--checksums require",
+        "FastFile mode reads ranges, of which S3 tells no checksum: use when-possible, or another mode",
+    ))
 }
 
 impl fmt::Debug for FastFilesBuilder {

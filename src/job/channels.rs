@@ -22,6 +22,7 @@ use super::summary::ChannelReport;
 use super::tree::Tree;
 use crate::download::{Download, DownloadConfig, DownloadProgress};
 use crate::error::{Error, Result};
+use crate::fastfile::refuse_to_require;
 use crate::input::{Channel, InputMode, Selection, Shard};
 use crate::object::ObjectMeta;
 use crate::pipe::{
@@ -97,6 +98,7 @@ impl Inputs {
         };
         for channel in of(InputMode::FastFile) {
             check_mount(channel, stage.share(channel))?;
+            refuse_to_require(stage.means.engine.checksums)?;
         }
         let mut inputs = Self::default();
         check_space(stage, of(InputMode::File))?;

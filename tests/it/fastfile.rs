@@ -757,3 +757,21 @@ fn real_programs_read_the_objects() {
     assert!(shell("cd $1 && grep -rl needle .").contains("./needle.txt"));
     shell("stat -c '%w %s' $1/needle.txt && ls -laR $1 > /dev/null && df $1");
 }
+
+/// M22: checksums can't be required of a mount, which reads ranges: it says so and does not start.
+#[test]
+fn checksums_are_not_required_of_ranges() {
+    let server = server(&[("d/a", b"alpha")]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let output = standpipe(
+        &server,
+        &["mount", "s3://b/d/", path, "--checksums", "require"],
+    )
+    .output()
+    .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("use when-possible"), "{told}");
+    assert!(!fuse::is_mounted(dir.path()));
+}

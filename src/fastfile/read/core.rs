@@ -567,15 +567,15 @@ impl Core {
                 return None;
             }
             // Consumers hold it all: this read has only what it needs beyond the budget.
-            reservation = self.shrink(file, start);
+            reservation = self.reserve_or_overdraw(file, start);
         }
         self.demand.pop_front();
         self.reads_in_flight += 1;
         Some(Action::Fetch(self.issue(file, start, reservation)))
     }
 
-    /// Cuts a part that finds no memory down to a block.
-    fn shrink(&mut self, file: FileId, start: u64) -> Option<Reservation> {
+    /// Memory for a part, which goes beyond the budget when there is none.
+    fn reserve_or_overdraw(&mut self, file: FileId, start: u64) -> Option<Reservation> {
         let part = self.files.get_mut(&file)?.parts.get_mut(&start)?;
         let reservation = self.budget.try_reserve(class_bytes(part.end - start), 0);
         if reservation.is_none() {

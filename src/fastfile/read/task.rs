@@ -163,8 +163,17 @@ impl OpenFile {
         self.size_bytes
     }
 
+    /// What one read should ask for at most: what was read stays in the files' memory until its pieces are dropped, and
+    /// what comes next needs memory as well. A quarter of it, and no less than a part.
+    pub fn slice_bytes(&self) -> usize {
+        let config = &self.shared.config;
+        let slice = (config.memory_bytes / 4).max(config.part_bytes);
+        usize::try_from(slice).unwrap_or(usize::MAX)
+    }
+
     /// Reads at any offset, from any thread, any number at a time. Fewer bytes than asked for come only at the end of
-    /// the object, or before an error, which the next read from there gives.
+    /// the object, or before an error, which the next read from there gives. A long read is better made in
+    /// [slices](Self::slice_bytes).
     ///
     /// # Errors
     /// What the client said of the byte at `offset`. [`Error::Config`] in a forked child, which must open anew.
