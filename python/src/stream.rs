@@ -57,6 +57,16 @@ pub(crate) fn open_stream(py: Python<'_>, config: &Config, uris: Vec<String>) ->
     let sources = sources(py, &uris)?;
     let engine = Engine::get(py, config, &schemes(&sources))?;
     let client = engine.reads().clone();
+    // One that stands alone is asked for at once; whether it is a prefix is looked up when there is no such object.
+    if let [only] = sources.as_slice()
+        && only
+            .lone_uri()
+            .is_some_and(|uri| uri.scheme() == Scheme::S3)
+    {
+        let stream = Stream::over(py, engine, only.objects(&client, Lookup::GetFirst), None)?;
+        stream.lock(py)?.maybe_prefix = Some(only.clone());
+        return Ok(stream);
+    }
     let objects =
         stream::iter(sources).flat_map(move |source| source.objects(&client, Lookup::ListFirst));
     Stream::over(py, engine, objects.boxed(), None)
@@ -100,6 +110,8 @@ struct Live {
     reader: Option<ObjectReader>,
     /// By which objects are added, where the stream was opened so.
     feed: Option<mpsc::Sender<ObjectMeta>>,
+    /// What is read as an object and, if there is none, listed as a prefix; `None` once its first chunk is there.
+    maybe_prefix: Option<Source>,
     engine: Arc<Engine>,
     /// The engine's counters when the stream began.
     before: Snapshot,
@@ -243,6 +255,7 @@ impl Stream {
         let live = Live {
             reader: Some(reader),
             feed,
+            maybe_prefix: None,
             engine,
             before,
             bell: Bell::new(),
@@ -280,6 +293,14 @@ impl Live {
             self.tally.waiting_since.get_or_insert(now);
             return Ok(Look::Pending);
         };
+        let prefix = self.maybe_prefix.take();
+        if let (Err(error @ Error::NotFound { .. }), Some(source)) = (&next, prefix)
+            && let Some(objects) = source.as_prefix(self.engine.reads(), error.clone())
+        {
+            self.reader = Some(self.engine.prefetcher.read_all(objects)?);
+            self.tally.waiting_since.get_or_insert(now);
+            return self.look();
+        }
         self.tally.waited(now);
         match next {
             Ok(Some(part)) => Ok(Look::Chunk(self.hand_out(part))),
