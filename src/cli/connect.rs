@@ -44,7 +44,7 @@ impl Context {
         }
         let s3 = resilient(
             Arc::new(self.s3(engine)?),
-            engine.concurrency,
+            engine.most_requests(),
             &self.metrics,
         );
         if !schemes.contains(&Scheme::File) {
@@ -67,7 +67,7 @@ impl Context {
         sse_c::refuse_cache(&self.source)?;
         let s3 = self.s3(engine)?;
         let config = flags.config(s3.endpoint_url());
-        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
+        let s3 = resilient(Arc::new(s3), engine.most_requests(), &self.metrics);
         Ok((s3, config))
     }
 
