@@ -53,7 +53,7 @@ impl Context {
         }
         let s3 = self.s3(engine)?;
         let endpoint_url = s3.endpoint_url().map(str::to_owned);
-        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
+        let s3 = resilient(Arc::new(s3), engine.most_requests(), &self.metrics);
         if !schemes.contains(&Scheme::File) {
             return Ok((s3, endpoint_url));
         }

@@ -122,6 +122,16 @@ impl OpenFiles {
         &self.0.client
     }
 
+    /// Whether something that was to be fetched ahead has not been asked for yet.
+    pub(in crate::fastfile) fn has_hints(&self) -> bool {
+        self.0.lock().has_hints()
+    }
+
+    /// Their counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
     /// Their memory.
     pub fn budget(&self) -> &MemoryBudget {
         &self.0.budget
