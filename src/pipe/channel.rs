@@ -93,6 +93,9 @@ impl ChannelWriter {
         let (life, steps) = Lifecycle::start(shared.config.epochs);
         let now = Instant::now();
         let summary = ChannelSummary::new(channel.name.clone());
+        let tracker = Arc::new(Mutex::new(Tracker::new(
+            shared.config.position_margin_bytes,
+        )));
         let mut writer = Self {
             name: channel.name,
             source: channel.source,
@@ -103,7 +106,7 @@ impl ChannelWriter {
             feeds: BTreeMap::from([(0, feed)]),
             sink: None,
             progress: Progress::default(),
-            tracker: Arc::default(),
+            tracker,
             opened: now,
             attended_until: None,
             next_look: (now, LOOK_PAUSE.0),
@@ -246,7 +249,7 @@ impl ChannelWriter {
 
     /// Writes a piece. An event when the epoch ends over it.
     fn put(&mut self, piece: Piece) -> Result<Option<Event>> {
-        lock(&self.tracker).goes_on(&piece.object, piece.from);
+        lock(&self.tracker).goes_on(&piece);
         let mut rest = piece.bytes.clone();
         while !rest.is_empty() {
             let slice = &rest[..rest.len().min(SLICE_BYTES)];

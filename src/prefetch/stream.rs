@@ -23,7 +23,7 @@ use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 pub(super) struct Planned {
     pub(super) id: ObjectId,
     pub(super) algorithm: Option<ChecksumAlgorithm>,
-    /// Where reading begins. Beyond 0 the object must be the only one of its stream.
+    /// Where reading begins. Beyond 0 the object must be the first one of its stream.
     pub(super) start: u64,
     /// The CRC of the bytes before, so that the whole can be judged.
     pub(super) before: Option<Checksum>,
