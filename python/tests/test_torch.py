@@ -11,6 +11,7 @@ import pytest
 import standpipe
 import torch
 from conftest import Server, content, environment
+from guide import SECTIONS, needs_torch, run_section
 from standpipe import Options
 from standpipe.torch import MapDataset, StreamingDataset
 from torch.utils.data import DataLoader
@@ -258,3 +259,13 @@ def test_look_ahead_survives_other_reads_early_ends_and_errors(
         )
         assert [body for batch in good for body in batch] == bodies[14:]
     assert len(pickle.loads(pickle.dumps(MapDataset("s3://data/torch/", **options)))) == 40
+
+
+@pytest.mark.parametrize("title", [title for title in SECTIONS if needs_torch(title)])
+def test_a_recipe_of_the_guide(title: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_section(
+        title,
+        server,
+        monkeypatch.setenv,
+        decode=lambda data: torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(8, 8),
+    )
