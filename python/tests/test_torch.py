@@ -2,10 +2,12 @@
 
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import standpipe
@@ -14,6 +16,7 @@ from conftest import Server, content, environment
 from guide import SECTIONS, needs_torch, run_section
 from standpipe import Options
 from standpipe.torch import MapDataset, StreamingDataset
+from test_python_examples import EXAMPLES, put_shards
 from torch.utils.data import DataLoader
 from transforms import digest
 
@@ -269,3 +272,13 @@ def test_a_recipe_of_the_guide(title: str, server: Server, monkeypatch: pytest.M
         monkeypatch.setenv,
         decode=lambda data: torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(8, 8),
     )
+
+
+def test_the_example_learns_its_images(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_shards(server, tmp_path, monkeypatch)
+    command = [sys.executable, str(EXAMPLES / "classify.py"), "s3://data/examples-python/", "--epochs", "4"]
+    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stderr
+    epochs = re.findall(r"epoch \d: (\d+) images, (\d+)% right", done.stdout)
+    assert [int(seen) for seen, _ in epochs] == [240] * 4
+    assert int(epochs[-1][1]) > 80, done.stdout
