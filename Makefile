@@ -53,9 +53,10 @@ fmt: setup ## format Rust and Python
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-docs: ## build the API documentation
-	cargo doc --locked --workspace --all-features --no-deps
-	@echo "target/doc/standpipe/index.html"
+docs: setup ## build the API documentation of the crates and of the Python package
+	@sh scripts/setup torch
+	@python3 scripts/check.py --only docs install reference
+	@echo "target/doc/standpipe/index.html, target/doc/python/standpipe.html"
 
 fixtures: ## make the sample dataset (fixtures/data), if it is missing or stale
 	@sh scripts/setup build

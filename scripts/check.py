@@ -68,7 +68,18 @@ def demo() -> bool:
 
 
 def wheel() -> bool:
-    """Builds the wheel, puts it into a fresh environment, and tests it there: nothing sees the sources of the package.
+    """Tests the wheel in a fresh environment: nothing sees the sources of the package."""
+    return install_wheel() and run_all(
+        [
+            # The tests, and the examples of the docstrings.
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", "--ignore", TORCH_TESTS],
+            [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
+        ]
+    )
+
+
+def install_wheel() -> bool:
+    """Builds the wheel and puts it into a fresh environment.
 
     The feature asks of shared dependencies what the workspace with its tests does, so cargo finds them compiled.
     """
@@ -90,15 +101,7 @@ def wheel() -> bool:
             return False
         wheels = [str(path) for path in Path(out).glob("standpipe-*-cp311-abi3-*.whl")]
         print("made:", ", ".join(wheels) or "no wheel for all versions from 3.11 on")
-        if len(wheels) != 1 or not fresh_environment(WHEEL_VENV, tools, wheels[0]):
-            return False
-    return run_all(
-        [
-            # The tests, and the examples of the docstrings.
-            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", "--ignore", TORCH_TESTS],
-            [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
-        ]
-    )
+        return len(wheels) == 1 and fresh_environment(WHEEL_VENV, tools, wheels[0])
 
 
 def torch() -> bool:
@@ -114,6 +117,12 @@ def torch() -> bool:
             [IN_WHEEL_VENV[0], "benches/peers/bench.py", "--test", "--profile", "debug", "--out", out],
         ]
         return all([run(*command, PYTHONPATH=str(ROOT / ".torch")) for command in commands])
+
+
+def reference() -> bool:
+    """The Python package's reference, from the docstrings of the wheel that is installed."""
+    out = str(ROOT / "target" / "doc" / "python")
+    return run(IN_WHEEL_VENV[0], "-P", "scripts/reference.py", out, PYTHONPATH=str(ROOT / ".torch"))
 
 
 def fresh_environment(where: Path, tools: Path, package: str) -> bool:
@@ -154,22 +163,28 @@ STEPS: dict[str, Callable[[], bool]] = {
     "wheel": wheel,
     # Of the wheel that the step before has installed.
     "torch": torch,
+    "reference": reference,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),
     "tests": lambda: nextest("not test(/^soak::/)"),
 }
 
 
+# Not in a whole run: `wheel` does it.
+EXTRA: dict[str, Callable[[], bool]] = {"install": install_wheel}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
+    parser.add_argument("--only", nargs="+", choices=[*STEPS, *EXTRA], default=list(STEPS), metavar="STEP")
     chosen = parser.parse_args().only
 
     results: list[tuple[str, bool, float]] = []
-    for name in (step for step in STEPS if step in chosen):
+    steps = {**EXTRA, **STEPS}
+    for name in (step for step in steps if step in chosen):
         print(f"\n=== {name}", flush=True)
         start = time.monotonic()
-        passed = STEPS[name]()
+        passed = steps[name]()
         results.append((name, passed, time.monotonic() - start))
         print(f"=== {name}: {'ok' if passed else 'FAILED'} in {results[-1][2]:.1f} s", flush=True)
 

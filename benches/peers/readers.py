@@ -80,6 +80,13 @@ def standpipe_tar(job: Job) -> Start:
     return start
 
 
+def standpipe_dataset(job: Job) -> Start:
+    """Without PyTorch, whose DataLoader has costs of its own."""
+    import standpipe
+
+    return lambda: map(bin_and_cls, standpipe.Dataset(f"s3://{BUCKET}/{TAR}", "tar"))
+
+
 def standpipe_map(job: Job) -> Start:
     import standpipe.torch
     from torch.utils.data import DataLoader
@@ -464,6 +471,7 @@ READERS: dict[str, Reader] = {
     "standpipe stream": standpipe_stream,
     "standpipe open": standpipe_file,
     "standpipe tar": standpipe_tar,
+    "standpipe dataset": standpipe_dataset,
     "standpipe map": standpipe_map,
     "standpipe map, no look-ahead": standpipe_map_batches,
     "boto3 get_object": boto3_object,

@@ -2,17 +2,21 @@
 
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import standpipe
 import torch
 from conftest import Server, content, environment
+from guide import SECTIONS, needs_torch, run_section
 from standpipe import Options
 from standpipe.torch import MapDataset, StreamingDataset
+from test_python_examples import EXAMPLES, put_shards
 from torch.utils.data import DataLoader
 from transforms import digest
 
@@ -258,3 +262,23 @@ def test_look_ahead_survives_other_reads_early_ends_and_errors(
         )
         assert [body for batch in good for body in batch] == bodies[14:]
     assert len(pickle.loads(pickle.dumps(MapDataset("s3://data/torch/", **options)))) == 40
+
+
+@pytest.mark.parametrize("title", [title for title in SECTIONS if needs_torch(title)])
+def test_a_recipe_of_the_guide(title: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_section(
+        title,
+        server,
+        monkeypatch.setenv,
+        decode=lambda data: torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(8, 8),
+    )
+
+
+def test_the_example_learns_its_images(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_shards(server, tmp_path, monkeypatch)
+    command = [sys.executable, str(EXAMPLES / "classify.py"), "s3://data/examples-python/", "--epochs", "4"]
+    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stderr
+    epochs = re.findall(r"epoch \d: (\d+) images, (\d+)% right", done.stdout)
+    assert [int(seen) for seen, _ in epochs] == [240] * 4
+    assert int(epochs[-1][1]) > 80, done.stdout
