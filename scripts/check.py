@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs"]
+PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs", "benches/peers"]
 # Where the wheel is put; nothing of it is kept for the next run.
 WHEEL_VENV = ROOT / "target" / "wheel-venv"
 IN_WHEEL_VENV = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
@@ -97,7 +97,18 @@ def demo() -> bool:
 
 
 def wheel() -> bool:
-    """Builds the wheel, puts it into a fresh environment, and tests it there: nothing sees the sources of the package.
+    """Tests the wheel in a fresh environment: nothing sees the sources of the package."""
+    return install_wheel() and run_all(
+        [
+            # The tests, and the examples of the docstrings.
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", "--ignore", TORCH_TESTS],
+            [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
+        ]
+    )
+
+
+def install_wheel() -> bool:
+    """Builds the wheel and puts it into a fresh environment.
 
     The feature asks of shared dependencies what the workspace with its tests does, so cargo finds them compiled.
     """
@@ -119,15 +130,7 @@ def wheel() -> bool:
             return False
         wheels = [str(path) for path in Path(out).glob("standpipe-*-cp311-abi3-*.whl")]
         print("made:", ", ".join(wheels) or "no wheel for all versions from 3.11 on")
-        if len(wheels) != 1 or not fresh_environment(WHEEL_VENV, tools, wheels[0]):
-            return False
-    return run_all(
-        [
-            # The tests, and the examples of the docstrings.
-            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", "--ignore", TORCH_TESTS],
-            [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
-        ]
-    )
+        return len(wheels) == 1 and fresh_environment(WHEEL_VENV, tools, wheels[0])
 
 
 def torch() -> bool:
@@ -135,11 +138,20 @@ def torch() -> bool:
     if not run("sh", "scripts/setup", "torch"):
         return False
     allowed = ["--mypy-config-file", "mypy.ini", "--allowlist", "python/stubtest.txt", "--ignore-unused-allowlist"]
-    commands = [
-        [*IN_WHEEL_VENV, "pytest", *PYTEST, TORCH_TESTS],
-        [*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed],
-    ]
-    return all([run(*command, PYTHONPATH=str(ROOT / ".torch")) for command in commands])
+    with tempfile.TemporaryDirectory() as out:
+        commands = [
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, TORCH_TESTS],
+            [*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed],
+            # One small pass of ours: figures mean nothing here, but every byte is compared.
+            [IN_WHEEL_VENV[0], "benches/peers/bench.py", "--test", "--profile", "debug", "--out", out],
+        ]
+        return all([run(*command, PYTHONPATH=str(ROOT / ".torch")) for command in commands])
+
+
+def reference() -> bool:
+    """The Python package's reference, from the docstrings of the wheel that is installed."""
+    out = str(ROOT / "target" / "doc" / "python")
+    return run(IN_WHEEL_VENV[0], "-P", "scripts/reference.py", out, PYTHONPATH=str(ROOT / ".torch"))
 
 
 def fresh_environment(where: Path, tools: Path, package: str) -> bool:
@@ -180,6 +192,7 @@ STEPS: dict[str, Callable[[], bool]] = {
     "wheel": wheel,
     # Of the wheel that the step before has installed.
     "torch": torch,
+    "reference": reference,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),
     "deploy": deploy,
@@ -188,16 +201,21 @@ STEPS: dict[str, Callable[[], bool]] = {
 }
 
 
+# Not in a whole run: `wheel` does it.
+EXTRA: dict[str, Callable[[], bool]] = {"install": install_wheel}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
+    parser.add_argument("--only", nargs="+", choices=[*STEPS, *EXTRA], default=list(STEPS), metavar="STEP")
     chosen = parser.parse_args().only
 
     results: list[tuple[str, bool, float]] = []
-    for name in (step for step in STEPS if step in chosen):
+    steps = {**EXTRA, **STEPS}
+    for name in (step for step in steps if step in chosen):
         print(f"\n=== {name}", flush=True)
         start = time.monotonic()
-        passed = STEPS[name]()
+        passed = steps[name]()
         results.append((name, passed, time.monotonic() - start))
         print(f"=== {name}: {'ok' if passed else 'FAILED'} in {results[-1][2]:.1f} s", flush=True)
 

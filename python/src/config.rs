@@ -9,11 +9,14 @@ use standpipe::checksum::ChecksumPolicy;
 use standpipe::cli::Size;
 use standpipe::client::{S3Config, SseCustomerKey, Transport};
 use standpipe::error::Error;
-use standpipe::prefetch::PrefetchConfig;
+use standpipe::prefetch::{PrefetchConfig, model_concurrency};
 
 use crate::error::{config as refused, to_py};
 
 const SSE_C_KEY_BYTES: usize = 32;
+
+/// The link that the number of requests in flight is meant for: what the engine's default assumes, too.
+const LINK_GBPS: f64 = 10.0;
 
 /// Where the data is and how it is read; see `standpipe.Options` for the keywords.
 ///
@@ -114,6 +117,17 @@ impl Config {
             cache_size: size(cache_size, "CACHE_SIZE")?,
         };
         config.check(py)?;
+        Ok(config)
+    }
+
+    /// The same for many objects of `mean_bytes` each: as many requests in flight as fill a link with those, where the
+    /// user has not said how many. At the default, which is for parts, small objects wait for first bytes.
+    fn for_objects(&self, py: Python<'_>, mean_bytes: u64) -> PyResult<Self> {
+        let part_bytes = self.engine(py)?.part_bytes;
+        let mut config = self.clone();
+        if config.concurrency.is_none() && mean_bytes < part_bytes {
+            config.concurrency = Some(model_concurrency(LINK_GBPS, mean_bytes.max(1)));
+        }
         Ok(config)
     }
 

@@ -23,6 +23,7 @@ use super::tree::Tree;
 use crate::buffer::class_bytes;
 use crate::download::{Download, DownloadConfig, DownloadProgress};
 use crate::error::{Error, Result};
+use crate::fastfile::refuse_to_require;
 use crate::input::{Channel, InputMode, Listed, Selection, Shard};
 use crate::pipe::{
     Canceller, Content, Failure, PipeChannel, PipeConfig, PipeServer, Position, Watch,
@@ -102,6 +103,9 @@ impl Inputs {
                 .iter()
                 .filter(move |channel| mode_of(channel) == mode)
         };
+        if of(InputMode::FastFile).next().is_some() {
+            refuse_to_require(stage.means.engine.checksums)?;
+        }
         let mut inputs = Self::default();
         let files: Result<Vec<_>> = of(InputMode::File)
             .map(|channel| FileChannel::find(stage, channel))

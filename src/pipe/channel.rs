@@ -53,7 +53,14 @@ pub(super) struct Shared {
     pub(super) on_failure: OnFailure,
     pub(super) attendance: Attendance,
     /// Write ends of epochs that were cut off. They must outlive the failure, because closing one looks like an end.
-    pub(super) kept: Mutex<Vec<Arc<Sink>>>,
+    pub(super) kept: Mutex<Vec<CutOff>>,
+}
+
+/// The write end of an epoch that was cut off.
+pub(super) struct CutOff {
+    pub(super) sink: Arc<Sink>,
+    /// The end of its reader's grace.
+    pub(super) until: Instant,
 }
 
 /// One channel.
@@ -393,7 +400,7 @@ impl ChannelWriter {
                     self.sink = None;
                     self.feeds.remove(&n);
                 }
-                Step::Keep(_) => lock(&self.shared.kept).extend(self.sink.take()),
+                Step::Keep(_) => self.keep(),
             }
         }
         Ok(())
@@ -437,6 +444,14 @@ impl ChannelWriter {
             }
         }
         let _ = self.on(Event::CutOff);
+    }
+
+    /// Puts the write end where it outlives this channel.
+    fn keep(&mut self) {
+        let grace = || Instant::now() + self.shared.config.failure_grace;
+        let until = self.failed.as_ref().map_or_else(grace, |(_, until)| *until);
+        let cut_off = self.sink.take().map(|sink| CutOff { sink, until });
+        lock(&self.shared.kept).extend(cut_off);
     }
 
     /// Waits until the reader has gone or the grace period is over.
@@ -510,6 +525,6 @@ impl ChannelWriter {
 impl Drop for ChannelWriter {
     /// Not even a panic may look like the end of the data.
     fn drop(&mut self) {
-        lock(&self.shared.kept).extend(self.sink.take());
+        self.keep();
     }
 }
