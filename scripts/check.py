@@ -23,7 +23,10 @@ PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs"]
 WHEEL_VENV = ROOT / "target" / "wheel-venv"
 IN_WHEEL_VENV = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
 PYTEST = ["-q", "-c", "python/pyproject.toml"]
-TORCH_TESTS = "python/tests/test_torch.py"
+# Each needs a framework that the wheel's environment lacks, and runs where it has been put.
+TORCH_TESTS = ["python/tests/test_torch.py"]
+FRAMEWORK_TESTS = ["python/tests/test_tensorflow.py", "python/tests/test_ray.py"]
+TORCHDATA_TESTS = ["python/tests/test_torchdata.py"]
 WHOLE = ["--locked", "--workspace", "--all-features"]
 DENY_WARNINGS = ["--", "-D", "warnings"]
 
@@ -92,25 +95,37 @@ def wheel() -> bool:
         print("made:", ", ".join(wheels) or "no wheel for all versions from 3.11 on")
         if len(wheels) != 1 or not fresh_environment(WHEEL_VENV, tools, wheels[0]):
             return False
+    elsewhere = [*TORCH_TESTS, *FRAMEWORK_TESTS, *TORCHDATA_TESTS]
     return run_all(
         [
             # The tests, and the examples of the docstrings.
-            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", "--ignore", TORCH_TESTS],
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", *(f"--ignore={path}" for path in elsewhere)],
             [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
         ]
     )
 
 
 def torch() -> bool:
-    """What of the wheel needs PyTorch: the tests that use it, and the stubs' comparison, which imports every module."""
+    """What of the wheel needs PyTorch."""
     if not run("sh", "scripts/setup", "torch"):
         return False
+    return run(*IN_WHEEL_VENV, "pytest", *PYTEST, *TORCH_TESTS, PYTHONPATH=str(ROOT / ".torch"))
+
+
+def frameworks() -> bool:
+    """What of it needs TensorFlow, Ray or torchdata, and the stubs' comparison, which imports every module."""
+    if not all(run("sh", "scripts/setup", packages) for packages in ("torch", "frameworks")):
+        return False
+    own, both = str(ROOT / ".frameworks"), f"{ROOT / '.frameworks'}:{ROOT / '.torch'}"
     allowed = ["--mypy-config-file", "mypy.ini", "--allowlist", "python/stubtest.txt", "--ignore-unused-allowlist"]
-    commands = [
-        [*IN_WHEEL_VENV, "pytest", *PYTEST, TORCH_TESTS],
-        [*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed],
-    ]
-    return all([run(*command, PYTHONPATH=str(ROOT / ".torch")) for command in commands])
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    return all(
+        [
+            run(*IN_WHEEL_VENV, "pytest", *PYTEST, *FRAMEWORK_TESTS, PYTHONPATH=own, **quiet),
+            run(*IN_WHEEL_VENV, "pytest", *PYTEST, *TORCHDATA_TESTS, PYTHONPATH=both, **quiet),
+            run(*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed, PYTHONPATH=both, **quiet),
+        ]
+    )
 
 
 def fresh_environment(where: Path, tools: Path, package: str) -> bool:
@@ -151,6 +166,7 @@ STEPS: dict[str, Callable[[], bool]] = {
     "wheel": wheel,
     # Of the wheel that the step before has installed.
     "torch": torch,
+    "frameworks": frameworks,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),
     "tests": lambda: nextest("not test(/^soak::/)"),
