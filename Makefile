@@ -2,7 +2,7 @@
 # Every cargo command of the checks uses one profile (dev) and one feature set, so no crate is compiled twice.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench bench-fastfile soak lint fmt docs fixtures clean
+.PHONY: help setup demo test bench bench-fastfile bench-peers soak lint fmt docs fixtures clean
 
 OUT ?= demo-out
 SOAK_BYTES ?= 100GiB
@@ -33,6 +33,14 @@ bench-fastfile: ## the mount beside rclone, s3fs and local files, into bench-out
 	cargo bench --locked --workspace --all-features --bench fastfile -- $(ARGS) \
 	    --json $(CURDIR)/bench-out/fastfile.json --svg $(CURDIR)/bench-out/fastfile.svg
 
+bench-peers: ## the Python package beside its peers, into bench-out; ARGS="--quick --row tar", ARGS=--list (release build)
+	@sh scripts/setup python-peers
+	cargo build --release --locked --workspace --all-features --bins --example sum
+	.venv/bin/maturin build --release --locked --features as-tested --manifest-path python/Cargo.toml \
+	    --interpreter .venv/bin/python --out target/peers-wheel
+	.peers/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/peers-wheel/*.whl
+	PYTHONPATH=$(CURDIR)/.torch .peers/bin/python benches/peers/bench.py $(ARGS)
+
 soak: setup ## SOAK_BYTES=100GiB under a 5 % fault rate, cat and pipe, plain and TLS, in minutes (release build)
 	STANDPIPE_SOAK_BYTES=$(SOAK_BYTES) cargo nextest run --locked --cargo-profile release --workspace --all-features \
 	    --profile soak -E 'test(/^soak::/)'
@@ -45,9 +53,10 @@ fmt: setup ## format Rust and Python
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-docs: ## build the API documentation
-	cargo doc --locked --workspace --all-features --no-deps
-	@echo "target/doc/standpipe/index.html"
+docs: setup ## build the API documentation of the crates and of the Python package
+	@sh scripts/setup torch
+	@python3 scripts/check.py --only docs install reference
+	@echo "target/doc/standpipe/index.html, target/doc/python/standpipe.html"
 
 fixtures: ## make the sample dataset (fixtures/data), if it is missing or stale
 	@sh scripts/setup build
@@ -55,4 +64,4 @@ fixtures: ## make the sample dataset (fixtures/data), if it is missing or stale
 
 clean: ## remove everything that was built or generated
 	cargo clean
-	rm -rf .venv .torch .frameworks fixtures/data demo-out bench-out
+	rm -rf .venv .torch .frameworks .peers fixtures/data demo-out bench-out

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs"]
+PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs", "benches/peers"]
 # Where the wheel is put; nothing of it is kept for the next run.
 WHEEL_VENV = ROOT / "target" / "wheel-venv"
 IN_WHEEL_VENV = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
@@ -71,7 +71,19 @@ def demo() -> bool:
 
 
 def wheel() -> bool:
-    """Builds the wheel, puts it into a fresh environment, and tests it there: nothing sees the sources of the package.
+    """Tests the wheel in a fresh environment: nothing sees the sources of the package."""
+    elsewhere = [*TORCH_TESTS, *FRAMEWORK_TESTS, *TORCHDATA_TESTS]
+    return install_wheel() and run_all(
+        [
+            # The tests, and the examples of the docstrings.
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", *(f"--ignore={path}" for path in elsewhere)],
+            [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
+        ]
+    )
+
+
+def install_wheel() -> bool:
+    """Builds the wheel and puts it into a fresh environment.
 
     The feature asks of shared dependencies what the workspace with its tests does, so cargo finds them compiled.
     """
@@ -93,23 +105,20 @@ def wheel() -> bool:
             return False
         wheels = [str(path) for path in Path(out).glob("standpipe-*-cp311-abi3-*.whl")]
         print("made:", ", ".join(wheels) or "no wheel for all versions from 3.11 on")
-        if len(wheels) != 1 or not fresh_environment(WHEEL_VENV, tools, wheels[0]):
-            return False
-    elsewhere = [*TORCH_TESTS, *FRAMEWORK_TESTS, *TORCHDATA_TESTS]
-    return run_all(
-        [
-            # The tests, and the examples of the docstrings.
-            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", *(f"--ignore={path}" for path in elsewhere)],
-            [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
-        ]
-    )
+        return len(wheels) == 1 and fresh_environment(WHEEL_VENV, tools, wheels[0])
 
 
 def torch() -> bool:
     """What of the wheel needs PyTorch."""
     if not run("sh", "scripts/setup", "torch"):
         return False
-    return run(*IN_WHEEL_VENV, "pytest", *PYTEST, *TORCH_TESTS, PYTHONPATH=str(ROOT / ".torch"))
+    with tempfile.TemporaryDirectory() as out:
+        commands = [
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, *TORCH_TESTS],
+            # One small pass of ours: figures mean nothing here, but every byte is compared.
+            [IN_WHEEL_VENV[0], "benches/peers/bench.py", "--test", "--profile", "debug", "--out", out],
+        ]
+        return all([run(*command, PYTHONPATH=str(ROOT / ".torch")) for command in commands])
 
 
 def frameworks() -> bool:
@@ -126,6 +135,15 @@ def frameworks() -> bool:
             run(*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed, PYTHONPATH=both, **quiet),
         ]
     )
+
+
+def reference() -> bool:
+    """The Python package's reference, from the docstrings of the wheel that is installed: of every module."""
+    if not all(run("sh", "scripts/setup", packages) for packages in ("torch", "frameworks")):
+        return False
+    out = str(ROOT / "target" / "doc" / "python")
+    both = f"{ROOT / '.frameworks'}:{ROOT / '.torch'}"
+    return run(IN_WHEEL_VENV[0], "-P", "scripts/reference.py", out, PYTHONPATH=both, TF_CPP_MIN_LOG_LEVEL="3")
 
 
 def fresh_environment(where: Path, tools: Path, package: str) -> bool:
@@ -167,22 +185,28 @@ STEPS: dict[str, Callable[[], bool]] = {
     # Of the wheel that the step before has installed.
     "torch": torch,
     "frameworks": frameworks,
+    "reference": reference,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),
     "tests": lambda: nextest("not test(/^soak::/)"),
 }
 
 
+# Not in a whole run: `wheel` does it.
+EXTRA: dict[str, Callable[[], bool]] = {"install": install_wheel}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
+    parser.add_argument("--only", nargs="+", choices=[*STEPS, *EXTRA], default=list(STEPS), metavar="STEP")
     chosen = parser.parse_args().only
 
     results: list[tuple[str, bool, float]] = []
-    for name in (step for step in STEPS if step in chosen):
+    steps = {**EXTRA, **STEPS}
+    for name in (step for step in steps if step in chosen):
         print(f"\n=== {name}", flush=True)
         start = time.monotonic()
-        passed = STEPS[name]()
+        passed = steps[name]()
         results.append((name, passed, time.monotonic() - start))
         print(f"=== {name}: {'ok' if passed else 'FAILED'} in {results[-1][2]:.1f} s", flush=True)
 

@@ -381,6 +381,11 @@ impl BlockCache {
         !(core.is_sick() || core.is_frozen())
     }
 
+    /// Whether the disk keeps up: less than half of what may wait to be written does.
+    pub fn keeps_up(&self) -> bool {
+        self.own().writers.keep_up()
+    }
+
     fn tick(&self, bytes: u64) {
         self.shared.core.tick(bytes);
     }

@@ -13,4 +13,5 @@ pub mod read;
 pub mod source;
 pub mod tree;
 
+pub(crate) use files::refuse_to_require;
 pub use files::{FastFile, FastFiles};

@@ -35,6 +35,7 @@ mod marks;
 mod notice;
 mod prometheus;
 mod request;
+mod resume;
 mod run;
 mod share;
 mod spec;
@@ -48,9 +49,9 @@ mod upload;
 pub use channels::OnDownload;
 pub use checkpoint::CheckpointConfig;
 pub use cluster::{Cluster, ClusterFlags};
-pub use cursor::Resume;
 pub use documents::{Documents, FastFileAs};
 pub use notice::SpotNotices;
+pub use resume::Resume;
 pub use spec::{CheckpointSpec, InstanceGroup, JobSpec, OutputSpec};
 pub use stop::{Cause, INTERRUPTED, OUT_OF_TIME};
 pub use summary::{ChannelReport, CheckpointReport, JobSummary};
@@ -84,6 +85,9 @@ pub struct JobConfig {
     pub checkpoint: CheckpointConfig,
     /// Whether Pipe channels go on where the checkpoint was made.
     pub resume: Resume,
+    /// How much of what it has taken out of a pipe the trainer may hold and not have used when it writes a checkpoint: so
+    /// much is given again. The default, 16 MiB, is the largest buffer of AWS's own readers.
+    pub resume_margin_bytes: u64,
     /// Which of EC2's notices are heeded.
     pub spot_notices: SpotNotices,
     /// Where Prometheus finds the counters while the job runs.
@@ -106,6 +110,7 @@ impl JobConfig {
             region: "us-east-1".into(),
             checkpoint: CheckpointConfig::default(),
             resume: Resume::Off,
+            resume_margin_bytes: 16 << 20,
             spot_notices: SpotNotices::Off,
             metrics_address: None,
         }

@@ -211,6 +211,10 @@ metrics! {
     cache_blocks_bad: Counter,
     /// Failures of the cache's disk. No read fails by them.
     cache_errors: Counter,
+    /// Opens of files on a mount that the kernel asked for; none where files are read without being opened.
+    opens: Counter,
+    /// Those of them that were passed through: the kernel reads a local file by itself.
+    passthrough_opens: Counter,
 }
 
 /// Where the time went.

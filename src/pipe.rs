@@ -98,6 +98,9 @@ pub struct PipeConfig {
     /// How long a reader may keep an epoch open that has failed. More than 60 s, so that readers with a timeout of their
     /// own (MLIO's is 60 s) give up first, and say so.
     pub failure_grace: Duration,
+    /// How far before the last byte that a reader has taken out of the pipe its [`Position`] is told to be: as much as it
+    /// may hold in buffers of its own.
+    pub position_margin_bytes: u64,
     /// How long the empty FIFO after the last epoch is offered. TensorFlow's `repeat(N)` opens it as soon as it has read
     /// the end of the last epoch; other readers never do.
     pub farewell_grace: Duration,
@@ -112,6 +115,7 @@ impl PipeConfig {
             mode: 0o600,
             pipe_bytes: 1 << 20,
             failure_grace: Duration::from_secs(75),
+            position_margin_bytes: 0,
             farewell_grace: Duration::from_secs(5),
         }
     }

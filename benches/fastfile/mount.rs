@@ -21,6 +21,8 @@ pub(crate) enum Mounter {
     Cached,
     /// The same, where the kernel does not read what is whole by itself.
     CachedThroughUs,
+    /// The same, where the kernel asks for each open, however small the files.
+    CachedPerFile,
     /// `rclone mount`, its cache off.
     Rclone,
     /// `s3fs`.
@@ -76,6 +78,11 @@ impl Mount {
             Mounter::CachedThroughUs => {
                 let mut command = ours(endpoint, prefix, dir, Some(cache));
                 command.args(["-o", "no_passthrough"]);
+                command
+            }
+            Mounter::CachedPerFile => {
+                let mut command = ours(endpoint, prefix, dir, Some(cache));
+                command.args(["--open", "per-file"]);
                 command
             }
             Mounter::Rclone => rclone(endpoint, prefix, dir),

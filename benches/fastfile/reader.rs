@@ -52,6 +52,8 @@ pub(crate) enum Reading {
     },
     /// Every file whole, in the order of their names, by `readers` threads that take the next one.
     Files { readers: usize },
+    /// The same twice; the second time counts.
+    FilesAgain { readers: usize },
     /// The same in an order that nobody can foresee.
     Shuffled { readers: usize },
     /// Every file opened and closed.
@@ -122,6 +124,14 @@ impl Reading {
                 reads,
             } => random(&root.join(file), *block_bytes, *readers, *reads),
             Self::Files { readers } => all(&names(root)?, *readers),
+            Self::FilesAgain { readers } => {
+                let names = names(root)?;
+                all(&names, *readers)?;
+                let start = Instant::now();
+                let mut seen = all(&names, *readers)?;
+                seen.seconds = start.elapsed().as_secs_f64();
+                Ok(seen)
+            }
             Self::Shuffled { readers } => {
                 let mut names = names(root)?;
                 shuffle(&mut names);

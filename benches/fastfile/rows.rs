@@ -615,9 +615,19 @@ fn opens(sizes: Sizes) -> Row {
         )
         .case("local", Way::Local, &reading)
         .case("mount", Way::Warm(Mounter::Cached), &reading)
+        .case(
+            "mount, each open asked for",
+            Way::Warm(Mounter::CachedPerFile),
+            &reading,
+        )
         .aim("opens a second", Bound::AtLeast(25_000.0), |round| {
             Some(round.get("mount")?.files_per_s())
         })
+        .aim(
+            "the same, each asked for",
+            Bound::AtLeast(25_000.0),
+            |round| Some(round.get("mount, each open asked for")?.files_per_s()),
+        )
 }
 
 fn files(sizes: Sizes, peers: &[(&'static str, Mounter)]) -> Row {
@@ -654,17 +664,33 @@ fn files(sizes: Sizes, peers: &[(&'static str, Mounter)]) -> Row {
 
 fn files_warm(sizes: Sizes) -> Row {
     let reading = Reading::Files { readers: 8 };
+    let again = Reading::FilesAgain { readers: 8 };
     sizes
         .row(
             "files-warm",
-            "files of 100 KB, 8 readers, wholly in the cache, a new mount",
+            "files of 100 KB, 8 readers, wholly in the cache, a new mount; and once more on the same mount",
             spec(None, small(sizes.pick(10_000, 5_000, 50))),
             "small/",
         )
         .case("local", Way::Local, &reading)
         .case("mount", Way::Warm(Mounter::Cached), &reading)
-        .aim("files/s to local", Bound::AtLeast(0.7), |round| {
+        .case(
+            "mount, each open asked for",
+            Way::Warm(Mounter::CachedPerFile),
+            &reading,
+        )
+        .case("local, again", Way::Local, &again)
+        .case("mount, again", Way::Warm(Mounter::Cached), &again)
+        .case(
+            "mount, each open asked for, again",
+            Way::Warm(Mounter::CachedPerFile),
+            &again,
+        )
+        .aim("files/s to local, a new mount", Bound::AtLeast(0.7), |round| {
             round.ratio("mount", "local", Sample::files_per_s)
+        })
+        .aim("the same, second epoch", Bound::AtLeast(0.7), |round| {
+            round.ratio("mount, again", "local, again", Sample::files_per_s)
         })
 }
 

@@ -9,7 +9,7 @@ use standpipe::checksum::ChecksumPolicy;
 use standpipe::cli::Size;
 use standpipe::client::{S3Config, SseCustomerKey, Transport};
 use standpipe::error::Error;
-use standpipe::prefetch::PrefetchConfig;
+use standpipe::prefetch::{PrefetchConfig, model_concurrency};
 
 use crate::error::{config as refused, to_py};
 
@@ -17,6 +17,9 @@ const SSE_C_KEY_BYTES: usize = 32;
 /// What the engine takes at least, and how many of them hide latency.
 const SMALLEST_PART_BYTES: u64 = 64 << 10;
 const LEAST_PARTS: u64 = 4;
+
+/// The link that the number of requests in flight is meant for: what the engine's default assumes, too.
+const LINK_GBPS: f64 = 10.0;
 
 /// Where the data is and how it is read; see `standpipe.Options` for the keywords.
 ///
@@ -139,6 +142,17 @@ impl Config {
         };
         divided.check(py)?;
         Ok(divided)
+    }
+
+    /// The same for many objects of `mean_bytes` each: as many requests in flight as fill a link with those, where the
+    /// user has not said how many. At the default, which is for parts, small objects wait for first bytes.
+    fn for_objects(&self, py: Python<'_>, mean_bytes: u64) -> PyResult<Self> {
+        let part_bytes = self.engine(py)?.part_bytes;
+        let mut config = self.clone();
+        if config.concurrency.is_none() && mean_bytes < part_bytes {
+            config.concurrency = Some(model_concurrency(LINK_GBPS, mean_bytes.max(1)));
+        }
+        Ok(config)
     }
 
     /// For pickle: what it was made with, the environment's part included.

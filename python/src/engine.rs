@@ -77,7 +77,7 @@ impl Engine {
             connect_s3(config.s3(py)?, metrics.clone(), config.profile()),
         )?;
         let endpoint_url = s3.endpoint_url().map(str::to_owned);
-        let s3 = resilient(Arc::new(s3), engine.concurrency, &metrics);
+        let s3 = resilient(Arc::new(s3), engine.most_requests(), &metrics);
         let client: Arc<dyn ObjectClient> = Arc::new(SchemeClient::new(s3, local));
         let cache = config.cache(endpoint_url.as_deref());
         let made = py.detach(|| {
@@ -145,10 +145,7 @@ impl Engine {
 
 /// How files are read by an engine that is configured so.
 pub(crate) fn reads(engine: &PrefetchConfig, over_cache: bool) -> ReadConfig {
-    let mut reads = ReadConfig::default();
-    reads.memory_bytes = engine.memory_bytes;
-    reads.part_bytes = engine.part_bytes;
-    reads.concurrency = engine.concurrency;
+    let mut reads = ReadConfig::of(engine);
     reads.over_cache = over_cache;
     while reads.block_bytes > reads.part_bytes {
         reads.block_bytes /= 2;

@@ -119,6 +119,13 @@ impl Reads {
         }
     }
 
+    fn slice_bytes(&self) -> usize {
+        match self {
+            Self::Plain(file) => file.slice_bytes(),
+            Self::Fast(file) => file.slice_bytes(),
+        }
+    }
+
     fn prefetch(&self, ranges: &[ByteRange]) {
         match self {
             Self::Plain(file) => file.prefetch(ranges),
@@ -139,9 +146,24 @@ impl ObjectHandle {
         &self.meta.id
     }
 
-    fn read(&self, py: Python<'_>, offset: u64, len: usize) -> PyResult<Pieces> {
+    /// Fills memory from `offset` on, in slices, so that a long read takes no more of the budget than a short one; says
+    /// how many bytes those were. An error behind some bytes is the next read's.
+    fn read(&self, py: Python<'_>, target: &Target, offset: u64) -> PyResult<usize> {
         let reads = self.reads.get(py, "this file")?;
-        wait(py, reads.at(offset, len))
+        let mut filled = 0;
+        while filled < target.len {
+            let wanted = reads.slice_bytes().min(target.len - filled);
+            let pieces = match wait(py, reads.at(offset + filled as u64, wanted)) {
+                Err(_) if filled > 0 => break,
+                pieces => pieces?,
+            };
+            let n = py.detach(|| target.fill(filled, &pieces));
+            filled += n;
+            if n < wanted {
+                break;
+            }
+        }
+        Ok(filled)
     }
 }
 
@@ -185,12 +207,11 @@ impl ObjectHandle {
                 "a writable and contiguous buffer is needed",
             ));
         }
-        let pieces = self.read(py, offset, buffer.len_bytes())?;
         let target = Target {
             start: buffer.buf_ptr().cast(),
             len: buffer.len_bytes(),
         };
-        Ok(py.detach(move || target.fill(&pieces)))
+        self.read(py, &target, offset)
     }
 
     /// Up to `size` bytes from `offset` on.
@@ -203,11 +224,19 @@ impl ObjectHandle {
         let left = self.meta.size_bytes.saturating_sub(offset).min(size);
         let len = usize::try_from(left)
             .map_err(|_| PyMemoryError::new_err("more than the address space"))?;
-        let pieces = self.read(py, offset, len)?;
-        PyBytes::new_with(py, pieces.len(), |into| {
-            pieces.copy_to(into);
+        let mut filled = 0;
+        let bytes = PyBytes::new_with(py, len, |into| {
+            let target = Target {
+                start: into.as_mut_ptr(),
+                len,
+            };
+            filled = self.read(py, &target, offset)?;
             Ok(())
-        })
+        })?;
+        match filled < len {
+            true => Ok(PyBytes::new(py, &bytes.as_bytes()[..filled])),
+            false => Ok(bytes),
+        }
     }
 
     /// Fetches ranges (start, end) before they are read, in this order, as memory allows.
@@ -235,11 +264,14 @@ struct Target {
 // SAFETY: the memory stays where it is as long as the buffer is held, which outlives the copy. Other threads of the
 // program may write to it meanwhile, as with `readinto` of every file: then what is in it is their mixture.
 unsafe impl Send for Target {}
+// SAFETY: the same.
+unsafe impl Sync for Target {}
 
 impl Target {
-    fn fill(self, pieces: &Pieces) -> usize {
+    /// Puts the pieces behind what is filled; says how many bytes they are.
+    fn fill(&self, filled: usize, pieces: &Pieces) -> usize {
         // SAFETY: see above; the buffer said that it is writable, contiguous and this long, and its memory is initialised.
         let into = unsafe { std::slice::from_raw_parts_mut(self.start, self.len) };
-        pieces.copy_to(into)
+        pieces.copy_to(&mut into[filled..])
     }
 }

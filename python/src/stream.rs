@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::channel::mpsc;
 use futures::stream::{self, BoxStream};
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration};
 use pyo3::prelude::*;
@@ -27,6 +28,9 @@ use crate::error::to_py;
 use crate::listing::ObjectInfo;
 use crate::owned::Owned;
 use crate::wait::SLICE;
+
+/// Objects that were fed and not looked at by the engine. Who feeds looks some thousands ahead.
+const FED_AT_MOST: usize = 1 << 16;
 
 /// What is typed becomes sources; all are checked before any is read.
 pub(crate) fn sources(py: Python<'_>, uris: &[String]) -> PyResult<Vec<Source>> {
@@ -53,23 +57,44 @@ pub(crate) fn open_stream(py: Python<'_>, config: &Config, uris: Vec<String>) ->
     let sources = sources(py, &uris)?;
     let engine = Engine::get(py, config, &schemes(&sources))?;
     let client = engine.reads().clone();
+    // One that stands alone is asked for at once; whether it is a prefix is looked up when there is no such object.
+    if let [only] = sources.as_slice()
+        && only
+            .lone_uri()
+            .is_some_and(|uri| uri.scheme() == Scheme::S3)
+    {
+        let stream = Stream::over(py, engine, only.objects(&client, Lookup::GetFirst), None)?;
+        stream.lock(py)?.maybe_prefix = Some(only.clone());
+        return Ok(stream);
+    }
     let objects =
         stream::iter(sources).flat_map(move |source| source.objects(&client, Lookup::ListFirst));
-    Stream::over(py, engine, objects.boxed())
+    Stream::over(py, engine, objects.boxed(), None)
 }
 
-/// The same over objects that a listing has told of: nothing is asked but for their bytes.
+/// The same over objects that a listing has told of: nothing is asked but for their bytes. With `more`, `Stream.feed`
+/// adds to them.
 #[pyfunction]
+#[pyo3(signature = (config, objects, more=false))]
 pub(crate) fn open_listed(
     py: Python<'_>,
     config: &Config,
     objects: Vec<Py<ObjectInfo>>,
+    more: bool,
 ) -> PyResult<Stream> {
-    let metas: PyResult<Vec<ObjectMeta>> = objects.iter().map(|info| info.get().meta(py)).collect();
-    let metas = metas?;
+    let metas = metas(py, &objects)?;
     let schemes: Vec<Scheme> = metas.iter().map(|meta| meta.id.uri.scheme()).collect();
     let engine = Engine::get(py, config, &schemes)?;
-    Stream::over(py, engine, stream::iter(metas).map(Ok).boxed())
+    let first = stream::iter(metas).map(Ok);
+    if !more {
+        return Stream::over(py, engine, first.boxed(), None);
+    }
+    let (feed, fed) = mpsc::channel(FED_AT_MOST);
+    Stream::over(py, engine, first.chain(fed.map(Ok)).boxed(), Some(feed))
+}
+
+fn metas(py: Python<'_>, objects: &[Py<ObjectInfo>]) -> PyResult<Vec<ObjectMeta>> {
+    objects.iter().map(|info| info.get().meta(py)).collect()
 }
 
 /// The same over objects of which nothing but the address is known: a HEAD for each, some ahead of the reading.
@@ -102,6 +127,10 @@ pub(crate) struct Stream(Owned<Mutex<Live>>);
 struct Live {
     /// `None` once it was closed.
     reader: Option<ObjectReader>,
+    /// By which objects are added, where the stream was opened so.
+    feed: Option<mpsc::Sender<ObjectMeta>>,
+    /// What is read as an object and, if there is none, listed as a prefix; `None` once its first chunk is there.
+    maybe_prefix: Option<Source>,
     engine: Arc<Engine>,
     /// The engine's counters when the stream began.
     before: Snapshot,
@@ -181,6 +210,22 @@ impl Stream {
         Ok(live.bell.descriptor()?)
     }
 
+    /// Adds objects behind those that it has. Only of streams that were opened for that; 65,536 that the engine has not
+    /// looked at yet are the limit.
+    fn feed(&self, py: Python<'_>, objects: Vec<Py<ObjectInfo>>) -> PyResult<()> {
+        let metas = metas(py, &objects)?;
+        let mut live = self.lock(py)?;
+        let feed = live.feed.as_mut().ok_or_else(|| {
+            PyRuntimeError::new_err("the stream is closed, or takes no more objects")
+        })?;
+        for meta in metas {
+            feed.try_send(meta).map_err(|_| {
+                PyRuntimeError::new_err("the stream has failed, or has too many objects to come")
+            })?;
+        }
+        Ok(())
+    }
+
     /// Cancels what is in flight and gives all memory back but that of chunks that are still held.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let live = self.live(py)?;
@@ -188,6 +233,7 @@ impl Stream {
             let mut live = live.try_lock().ok()?;
             live.tally.end();
             live.reader = None;
+            live.feed = None;
             Some(())
         })
         .ok_or_else(busy)
@@ -219,6 +265,7 @@ impl Stream {
         py: Python<'_>,
         engine: Arc<Engine>,
         objects: BoxStream<'static, Result<ObjectMeta, Error>>,
+        feed: Option<mpsc::Sender<ObjectMeta>>,
     ) -> PyResult<Self> {
         let before = engine.snapshot();
         let reader = py
@@ -226,6 +273,8 @@ impl Stream {
             .map_err(|error| to_py(py, &error))?;
         let live = Live {
             reader: Some(reader),
+            feed,
+            maybe_prefix: None,
             engine,
             before,
             bell: Bell::new(),
@@ -263,6 +312,14 @@ impl Live {
             self.tally.waiting_since.get_or_insert(now);
             return Ok(Look::Pending);
         };
+        let prefix = self.maybe_prefix.take();
+        if let (Err(error @ Error::NotFound { .. }), Some(source)) = (&next, prefix)
+            && let Some(objects) = source.as_prefix(self.engine.reads(), error.clone())
+        {
+            self.reader = Some(self.engine.prefetcher.read_all(objects)?);
+            self.tally.waiting_since.get_or_insert(now);
+            return self.look();
+        }
         self.tally.waited(now);
         match next {
             Ok(Some(part)) => Ok(Look::Chunk(self.hand_out(part))),

@@ -12,7 +12,10 @@ into a batch's tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -25,6 +28,7 @@ from .exceptions import ConfigError
 from .pipe import PipeChannel, PipeEpoch
 
 if TYPE_CHECKING:
+    from collections.abc import Sized
     from typing import Unpack
 
     from .options import Options
@@ -37,11 +41,15 @@ if TYPE_CHECKING:
     class _IterableDataset(Generic[_T]):
         pass
 
+    class _Sampler:
+        pass
+
 else:
     from torch.utils.data import Dataset as _Dataset
     from torch.utils.data import IterableDataset as _IterableDataset
+    from torch.utils.data import Sampler as _Sampler
 
-__all__ = ["Collate", "Field", "Item", "MapDataset", "PipeDataset", "StreamingDataset"]
+__all__ = ["Ahead", "Collate", "Field", "Item", "MapDataset", "PipeDataset", "StreamingDataset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,9 @@ class MapDataset(_Dataset[Any]):
 
         dataset = standpipe.torch.MapDataset("s3://bucket/imagenet/", transform=decode)
         loader = torch.utils.data.DataLoader(dataset, batch_size=256, shuffle=True)
+
+    Between two batches nothing is fetched, unless the dataset knows what comes next: wrap the sampler, see
+    :meth:`ahead`.
     """
 
     def __init__(
@@ -98,6 +109,9 @@ class MapDataset(_Dataset[Any]):
         self._transform = transform
         self._uris: list[str] = []
         self._objects: list[_standpipe.ObjectInfo] | None = None
+        self._fitting: _standpipe.Config | None = None
+        self._ahead: Ahead | None = None
+        self._pipeline: _Pipeline | None = None
         if not isinstance(uris, str) and isinstance(uris, Sequence) and all(map(_is_listed, uris)) and uris:
             self._objects = list(cast("Sequence[_standpipe.ObjectInfo]", uris))
         else:
@@ -109,6 +123,36 @@ class MapDataset(_Dataset[Any]):
         if self._objects is None:
             self._objects = list(_standpipe.list_objects(self._config, self._uris, True))
         return self._objects
+
+    def _fitting_config(self) -> _standpipe.Config:
+        """With as many requests in flight as objects of this size want."""
+        if self._fitting is None:
+            objects = self.objects
+            mean = sum(info.size for info in objects) // max(len(objects), 1)
+            self._fitting = self._config.for_objects(mean)
+        return self._fitting.divided(local_readers()) if self._shares_memory else self._fitting
+
+    def ahead(self, sampler: Iterable[Any], window: int = 1024) -> Ahead:
+        """The sampler (or batch sampler), such that what it will ask for is fetched meanwhile.
+
+        Args:
+            sampler: gives numbers, or lists of numbers.
+            window: how far it is looked ahead, in what the sampler gives. Memory is bounded by ``memory``, too.
+
+        It is for ``num_workers=0``, where one process has all requests in flight; workers of a ``DataLoader`` don't
+        hear of it and fetch batch by batch. The samples are the same, in the same order.
+
+        ::
+
+            sampler = dataset.ahead(torch.utils.data.RandomSampler(dataset))
+            loader = torch.utils.data.DataLoader(dataset, batch_size=256, sampler=sampler)
+        """
+        self._ahead = Ahead(sampler, window)
+        return self._ahead
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers read on their own.
+        return {**self.__dict__, "_ahead": None, "_pipeline": None}
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -122,10 +166,121 @@ class MapDataset(_Dataset[Any]):
         wanted = [range(len(objects))[index] for index in indices]
         if not wanted:
             return []
-        config = self._config.divided(local_readers()) if self._shares_memory else self._config
-        with _standpipe.open_listed(config, [objects[index] for index in wanted]) as stream:
+        if self._ahead is not None and self._ahead.is_told_of(wanted):
+            return self._of_pipeline(self._ahead, wanted)
+        with _standpipe.open_listed(self._fitting_config(), [objects[index] for index in wanted]) as stream:
             items = (Item(index, objects[index].uri, data) for index, data in zip(wanted, _whole(stream), strict=True))
             return [self._transform(item) for item in items]
+
+    def _of_pipeline(self, ahead: Ahead, wanted: list[int]) -> list[Any]:
+        """The same from a stream that goes on behind them with what the sampler asks for next."""
+        pipeline = self._pipeline
+        if pipeline is None or not pipeline.begins_with(wanted):
+            if pipeline is not None:
+                pipeline.close()
+            pipeline = self._pipeline = _Pipeline(self._fitting_config(), self.objects)
+        try:
+            pipeline.feed(wanted, ahead)
+            return [self._transform(Item(index, uri, data)) for index, uri, data in pipeline.take(len(wanted))]
+        except BaseException:
+            # Where in the stream this was, nobody knows.
+            self._pipeline = None
+            pipeline.close()
+            raise
+
+
+class Ahead(_Sampler):
+    """A sampler whose next numbers are known before they are asked for; see :meth:`MapDataset.ahead`."""
+
+    def __init__(self, sampler: Iterable[Any], window: int) -> None:
+        if window < 1:
+            raise ValueError(f"window {window}: at least 1")
+        self._sampler = sampler
+        self._window = window
+        # Drawn and not yet given out, and how many of them from the left on were handed to the stream.
+        self.upcoming: deque[Any] = deque()
+        self.fed = 0
+        self._pid = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        numbers = iter(self._sampler)
+        upcoming = self.upcoming = deque(itertools.islice(numbers, self._window))
+        self.fed = 0
+        self._pid = os.getpid()
+        try:
+            while upcoming:
+                given = upcoming.popleft()
+                if upcoming is self.upcoming:
+                    self.fed = max(self.fed - 1, 0)
+                upcoming.extend(itertools.islice(numbers, 1))
+                yield given
+        finally:
+            # Whoever stops early wants no more of it fetched.
+            upcoming.clear()
+
+    def __len__(self) -> int:
+        return len(cast("Sized", self._sampler))
+
+    def __getattr__(self, name: str) -> Any:
+        # `set_epoch` of a DistributedSampler, say.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._sampler, name)
+
+    def is_told_of(self, wanted: list[int]) -> bool:
+        """Whether this process draws the numbers; workers that it forked don't."""
+        return self._pid == os.getpid() and bool(wanted)
+
+    def unfed(self) -> list[int]:
+        """What comes next and was not yet asked for here; counts as handed over."""
+        rest = itertools.islice(self.upcoming, self.fed, None)
+        self.fed = len(self.upcoming)
+        return [int(number) for entry in rest for number in (entry if isinstance(entry, Iterable) else (entry,))]
+
+
+class _Pipeline:
+    """A stream of objects by number, to which more are added as it goes."""
+
+    def __init__(self, config: _standpipe.Config, objects: list[_standpipe.ObjectInfo]) -> None:
+        self._config = config
+        self._objects = objects
+        self._stream: _standpipe.Stream | None = None
+        self._whole: Iterator[memoryview] = iter(())
+        # The numbers that the stream was given and has not given out.
+        self._coming: deque[int] = deque()
+        self._is_new = True
+
+    def begins_with(self, wanted: list[int]) -> bool:
+        """Whether these, as far as it knows, are what it gives next."""
+        return all(a == b for a, b in zip(self._coming, wanted, strict=False))
+
+    def feed(self, wanted: list[int], ahead: Ahead) -> None:
+        """Makes sure that it has these, and behind them what comes next."""
+        missing = wanted[len(self._coming) :]
+        if missing or self._is_new:
+            ahead.fed = 0
+        self._is_new = False
+        count = len(self._objects)
+        more = [*missing, *(range(count)[number] for number in ahead.unfed())]
+        if not more:
+            return
+        infos = [self._objects[number] for number in more]
+        if self._stream is None:
+            self._stream = _standpipe.open_listed(self._config, infos, True)
+            self._whole = _whole(self._stream)
+        else:
+            self._stream.feed(infos)
+        self._coming.extend(more)
+
+    def take(self, count: int) -> Iterator[tuple[int, str, memoryview]]:
+        for _ in range(count):
+            data = next(self._whole)
+            number = self._coming.popleft()
+            yield number, self._objects[number].uri, data
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
 
 
 class StreamingDataset(_IterableDataset[Any]):

@@ -68,7 +68,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def _server() -> Iterator[Server]:
-    server = Server("--bucket", "data")
+    server = Server("--bucket", "data", "--bucket", "bucket")
     yield server
     server.stop()
 

@@ -93,3 +93,13 @@ def test_what_was_read_is_kept_in_a_cache(server: Server, options: Options, tmp_
     assert standpipe.stats(first)["engine"]["cache_hit_bytes"] == len(body)
     fetched = sum(entry["bytes_sent"] for entry in server.log() if entry["operation"] == "get")
     assert fetched == len(body)
+
+
+def test_small_objects_get_more_requests_in_flight() -> None:
+    """As many as fill a link with those, unless the user said how many."""
+    from standpipe import _standpipe
+
+    assert "concurrency=256" in repr(_standpipe.Config().for_objects(100_000))
+    assert "concurrency=60" in repr(_standpipe.Config().for_objects(1 << 20).for_objects(5))
+    assert "concurrency=7" in repr(_standpipe.Config(concurrency=7).for_objects(100_000))
+    assert _standpipe.Config().for_objects(1 << 30) == _standpipe.Config()

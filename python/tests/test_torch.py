@@ -3,6 +3,7 @@
 import gc
 import itertools
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import pytest
 import standpipe
 import torch
 from conftest import Server, content, environment
+from guide import SECTIONS, needs_torch, run_section
 from standpipe import Options
 from standpipe.torch import Collate, Field, MapDataset, PipeDataset, StreamingDataset
 from test_dataset import tarred
 from test_pipe import served
+from test_python_examples import EXAMPLES, put_shards
 from torch.utils.data import DataLoader
 from transforms import digest
 
@@ -366,3 +369,85 @@ def test_a_trainers_loop_goes_on_from_its_checkpoint(shards: str, options: Optio
     again.load_state_dict(checkpoint["datamodule"])
     after = fit(again, 3, first=checkpoint["epoch"])
     assert [*before[:-1], before[-1] + after[0], *after[1:]] == whole
+
+
+def gets(server: Server) -> list[str]:
+    return [entry["key"] for entry in server.log() if entry["operation"] == "get"]
+
+
+@pytest.mark.parametrize("window", [1, 7, 1000])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_sampler_that_is_looked_ahead_of_gives_the_same(
+    window: int, batched: bool, bodies: list[bytes], options: Options
+) -> None:
+    dataset = MapDataset("s3://data/torch/", **options)
+    order = [7, 0, 39, 39, 3, *range(20, 30), -1, 5]
+    if batched:
+        batches = [order[at : at + 4] for at in range(0, len(order), 4)]
+        loader = DataLoader(dataset, batch_sampler=dataset.ahead(batches, window), collate_fn=list)
+    else:
+        loader = DataLoader(dataset, sampler=dataset.ahead(order, window), batch_size=4, collate_fn=list)
+    for _epoch in range(3):
+        seen = [body for batch in loader for body in batch]
+        assert seen == [bodies[number] for number in order]
+
+
+def test_what_comes_next_is_fetched_while_a_batch_is_worked_on(
+    server: Server, bodies: list[bytes], options: Options
+) -> None:
+    dataset = MapDataset("s3://data/torch/", **options)
+    loader = DataLoader(dataset, sampler=dataset.ahead(range(40)), batch_size=4, collate_fn=list)
+    batches = iter(loader)
+    assert next(batches) == bodies[:4]
+    deadline = time.monotonic() + 20
+    while len(set(gets(server))) < 40 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(set(gets(server))) == 40, "nobody asked for the others yet, but they are known"
+    assert [body for batch in batches for body in batch] == bodies[4:]
+    assert len(gets(server)) <= 41, "none is fetched twice (the first comes in two parts)"
+
+
+def test_look_ahead_survives_other_reads_early_ends_and_errors(
+    server: Server, bodies: list[bytes], options: Options
+) -> None:
+    def picky(item: standpipe.torch.Item) -> bytes:
+        if item.index == 13:
+            raise ValueError("thirteen")
+        return bytes(item.data)
+
+    dataset = MapDataset("s3://data/torch/", transform=picky, **options)
+    loader = DataLoader(dataset, sampler=dataset.ahead(range(40)), batch_size=5, collate_fn=list)
+    batches = iter(loader)
+    assert next(batches) == bodies[:5]
+    assert dataset[20] == bodies[20], "one that the sampler did not ask for"
+    assert next(batches) == bodies[5:10]
+    with pytest.raises(ValueError, match="thirteen"):
+        next(batches)
+    assert next(batches) == bodies[15:20]
+    del batches
+    for workers in (0, 2):
+        good = DataLoader(
+            dataset, sampler=dataset.ahead(range(14, 40)), batch_size=5, collate_fn=list, num_workers=workers
+        )
+        assert [body for batch in good for body in batch] == bodies[14:]
+    assert len(pickle.loads(pickle.dumps(MapDataset("s3://data/torch/", **options)))) == 40
+
+
+@pytest.mark.parametrize("title", [title for title in SECTIONS if needs_torch(title)])
+def test_a_recipe_of_the_guide(title: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_section(
+        title,
+        server,
+        monkeypatch.setenv,
+        decode=lambda data: torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(8, 8),
+    )
+
+
+def test_the_example_learns_its_images(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_shards(server, tmp_path, monkeypatch)
+    command = [sys.executable, str(EXAMPLES / "classify.py"), "s3://data/examples-python/", "--epochs", "4"]
+    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stderr
+    epochs = re.findall(r"epoch \d: (\d+) images, (\d+)% right", done.stdout)
+    assert [int(seen) for seen, _ in epochs] == [240] * 4
+    assert int(epochs[-1][1]) > 80, done.stdout

@@ -54,7 +54,7 @@ impl CachedClient {
         if let Some(checksum) = entry.checksum().filter(|_| id.is_whole(range)) {
             into.expect(checksum);
         }
-        let mut meta = None;
+        let (mut meta, mut fetched_to) = (None, None);
         let mut pause = Pause::new(self.cache.config().claim_patience);
         loop {
             let at = range.start + into.filled().len() as u64;
@@ -66,6 +66,7 @@ impl CachedClient {
             match Claim::take(&entry, wanted(&entry, at, range), alone) {
                 Turn::Mine(claim) => {
                     meta = Some(self.fetch(id, range, claim, into).await?);
+                    fetched_to = Some(range.start + into.filled().len() as u64);
                     pause = Pause::new(self.cache.config().claim_patience);
                 }
                 Turn::Here(landed) => {
@@ -82,8 +83,8 @@ impl CachedClient {
                 self.look(id, range, into, Some(entry.clone())).await?;
             }
         }
-        // What was fetched last is verified where it was fetched.
-        if meta.is_none() && !self.agrees(&entry, into) {
+        // A whole that was fetched to its end was verified there.
+        if fetched_to != Some(range.end) && !self.agrees(&entry, into) {
             return self.inner.get(id, range, into).await;
         }
         Ok(GetMeta {

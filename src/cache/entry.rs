@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::blocks::{Bitmap, Blocks, Record, Standing, crc32c};
 use super::core::Core;
@@ -315,8 +316,10 @@ impl Entry {
     /// `NotFound` when it has been evicted already: [`BlockCache::entry`](super::BlockCache::entry) makes it anew.
     pub fn hold(&self) -> io::Result<Hold> {
         let file = File::open(self.dir.join("data"))?;
-        // Without locks eviction may take its name away, and nothing else.
-        let _ = flock(&file, FlockOperation::NonBlockingLockShared);
+        // Without locks eviction may take its name away, and nothing else. A lock that is held for writing is eviction's.
+        if flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
         let (ours, there) = (self.data.metadata()?, file.metadata()?);
         // It may have been evicted, and made anew, before it was locked.
         if there.nlink() == 0 || (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {

@@ -1,4 +1,4 @@
-//! Places where the tests kill the process.
+//! Places where the tests kill the process, or have something happen.
 
 /// Dies here by SIGKILL, as in `kill -9`, when a test has chosen this place. Compiled into the unit tests only.
 #[cfg(test)]
@@ -6,6 +6,11 @@ pub(super) fn point(name: &str) {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     static LEFT: AtomicI64 = AtomicI64::new(i64::MIN);
+    let happens = EVENT.take();
+    match happens {
+        Some((at, event)) if at == name => return event(),
+        other => EVENT.set(other),
+    }
     let Ok(chosen) = std::env::var(CHOICE) else {
         return;
     };
@@ -22,6 +27,20 @@ pub(super) fn point(name: &str) {
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::thread::sleep(std::time::Duration::from_secs(60));
     }
+}
+
+#[cfg(test)]
+type Event = (&'static str, Box<dyn FnOnce()>);
+
+#[cfg(test)]
+thread_local! {
+    static EVENT: std::cell::Cell<Option<Event>> = const { std::cell::Cell::new(None) };
+}
+
+/// What happens when this thread passes a place for the first time.
+#[cfg(test)]
+pub(super) fn at(name: &'static str, event: impl FnOnce() + 'static) {
+    EVENT.set(Some((name, Box::new(event))));
 }
 
 /// `place:n`: die when the place is passed for the n-th time, counted from zero.

@@ -18,6 +18,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -147,7 +148,9 @@ impl Store {
 
     fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut file = self.create(path)?;
-        file.write_all(bytes)
+        file.write_all(bytes)?;
+        // Once per cache: an empty FORMAT after a power cut would make people throw away what is sound.
+        file.sync_all()
     }
 
     /// Opens or makes a file that all processes share.
@@ -458,9 +461,14 @@ impl Look {
     }
 }
 
+/// Both files by way of one open directory: an entry that takes the place of an evicted one has another, and its data
+/// must never be read by the records of the old one.
 fn open_entry(dir: &Path, head: &Head) -> io::Result<Files> {
-    let (map, map_is_writable) = open_best(&dir.join(MAP))?;
-    let (data, data_is_writable) = open_best(&dir.join(DATA))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let place = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
+    let (map, map_is_writable) = open_best(&place, MAP)?;
+    fail::point("open: map");
+    let (data, data_is_writable) = open_best(&place, DATA)?;
     let mut found = vec![0; head.records_at() as usize];
     let damaged = || io::Error::from(ErrorKind::InvalidData);
     if map.metadata()?.len() != head.map_bytes()
@@ -480,18 +488,12 @@ fn open_entry(dir: &Path, head: &Head) -> io::Result<Files> {
 }
 
 /// To read and write if that is allowed.
-fn open_best(path: &Path) -> io::Result<(File, bool)> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => Ok((file, true)),
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-            ) =>
-        {
-            File::open(path).map(|file| (file, false))
-        }
-        Err(error) => Err(error),
+fn open_best(dir: &OwnedFd, name: &str) -> io::Result<(File, bool)> {
+    let open = |access| rustix::fs::openat(dir, name, access | OFlags::CLOEXEC, Mode::empty());
+    match open(OFlags::RDWR) {
+        Ok(file) => Ok((file.into(), true)),
+        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => Ok((open(OFlags::RDONLY)?.into(), false)),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -392,6 +392,47 @@ fn survives(dir: &Path, at: &str) {
     );
 }
 
+/// Between the opens of an entry's two files, another process may throw it out and a third may make it anew: the records of
+/// the old one must never vouch for the holes of the new one.
+#[test]
+fn an_entry_that_is_made_anew_while_it_is_opened_is_no_mixture() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(&entry(&open(dir.path()), 1), 1);
+    let path = dir.path().to_owned();
+    let has_happened = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let tell = has_happened.clone();
+    fail::at("open: map", move || {
+        let others = open(&path);
+        others.clear().unwrap();
+        // Made, and nothing stored in it.
+        drop(entry(&others, 1));
+        tell.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let opened = entry(&open(dir.path()), 1);
+    assert!(has_happened.load(std::sync::atomic::Ordering::Relaxed));
+    assert_eq!(audit(&opened, 1), 0);
+    fill(&opened, 1);
+    assert_eq!(audit(&entry(&open(dir.path()), 1), 1), 4);
+}
+
+/// Eviction locks an entry before it takes its name away: whoever comes in between has come too late.
+#[test]
+fn what_is_being_evicted_is_not_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let entry = entry(&open(dir.path()), 1);
+    fill(&entry, 1);
+    let data = entry.complete().unwrap().path();
+    let evictor = File::open(data).unwrap();
+    flock(&evictor, FlockOperation::LockExclusive).unwrap();
+    assert_eq!(
+        entry.hold().unwrap_err().kind(),
+        std::io::ErrorKind::NotFound
+    );
+    assert!(entry.complete().is_none());
+    drop(evictor);
+    assert!(entry.hold().is_ok());
+}
+
 /// C16: what a dead process was making is removed; what a living one is making is not, whatever the clock says.
 #[test]
 fn orphans_are_swept_and_children_are_not() {

@@ -85,6 +85,11 @@ impl Writers {
         })
     }
 
+    /// Whether half of the queue is free.
+    pub(super) fn keep_up(&self) -> bool {
+        self.queue.lock().bytes <= self.queue.most_bytes / 2
+    }
+
     /// Queues blocks, which the entry keeps in memory until they are written.
     pub(super) fn write(&self, lease: Lease, blocks: Range<u64>, bytes: Bytes, room: Room) {
         let job = Job {

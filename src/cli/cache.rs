@@ -109,29 +109,13 @@ pub(super) struct CacheFlags {
 }
 
 impl CacheFlags {
-    /// The settings that they mean.
-    pub(super) fn config(&self, context: &Context) -> CacheConfig {
+    /// The settings that they mean, for a store at this endpoint; `None` is AWS.
+    pub(super) fn config(&self, endpoint_url: Option<String>) -> CacheConfig {
         let mut config = CacheConfig::new(&self.cache);
         config.max_bytes = self.cache_size.map(|size| size.0);
-        config.namespace = namespace(context);
+        config.namespace = endpoint_url.unwrap_or_default();
         config
     }
-}
-
-/// Objects of one name in two stores are two; AWS needs no name.
-fn namespace(context: &Context) -> String {
-    let typed = context.source.endpoint_url.clone();
-    let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
-    let set = || {
-        variables
-            .iter()
-            .find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()))
-    };
-    let url = typed
-        .filter(|url| !url.is_empty())
-        .or_else(set)
-        .unwrap_or_default();
-    url.trim_end_matches('/').to_owned()
 }
 
 impl At {
@@ -216,11 +200,11 @@ impl Warm {
     fn run(self, context: &Context) -> Result<Report> {
         sse_c::refuse_cache(&context.source)?;
         let engine = self.engine.config()?;
-        let mut config = self.cache.config(context);
+        let (client, endpoint_url) = context.connect_to(&connect::schemes(&self.uris), &engine)?;
+        let mut config = self.cache.config(endpoint_url);
         // All that the engine may have read ahead of the disk: here the disk is waited for, nothing is dropped.
         config.write_behind_bytes = engine.memory_bytes.max(config.write_behind_bytes);
         let cache = BlockCache::open(config, context.metrics.clone())?;
-        let client = context.connect(&connect::schemes(&self.uris), &engine)?;
         let client = CachedClient::new(client, cache.clone());
         let engine = Prefetcher::new(Arc::new(client), engine, context.metrics.clone())?;
         let (objects, bytes) = read_all(&engine, self.uris, &cache)?;

@@ -1,8 +1,8 @@
 //! `standpipe cat`: objects and prefixes to standard output, in order.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -70,15 +70,18 @@ fn concatenate(
     listed: &Listed,
     mut take: impl FnMut(Chunk) -> Result<Written>,
 ) -> Result<()> {
-    let mut from = 0;
-    let mut objects = all_objects(engine.client(), sources.to_vec());
+    let client = engine.client();
+    let mut guesses = Guesses::default();
+    let mut objects = all_objects(client, sources, 0, &guesses);
     loop {
         let mut reader = engine.read_all(listed.counting(objects))?.blocking();
+        let (mut place, mut is_within) = (0, false);
         let missing = loop {
             match reader.next_chunk() {
                 Ok(None) => return Ok(()),
                 Ok(Some(chunk)) => {
-                    from += usize::from(chunk.ends_object && is_at(sources, from, &chunk));
+                    place += u64::from(chunk.ends_object);
+                    is_within = !chunk.ends_object;
                     if take(chunk)? == Written::ReaderGone {
                         return Ok(());
                     }
@@ -86,49 +89,82 @@ fn concatenate(
                 Err(error) => break error,
             }
         };
-        let Some((index, prefix)) = as_prefix(engine.client(), sources, from, missing.clone())
-        else {
+        // An object that goes away while it is read, or after it was listed, is no prefix.
+        let guess = guesses.at(place).filter(|_| !is_within);
+        let prefix =
+            guess.and_then(|index| Some((index, as_prefix(client, &sources[index], &missing)?)));
+        let Some((index, prefix)) = prefix else {
             return Err(missing);
         };
         listed.begin_anew();
-        from = index + 1;
-        let rest = sources.get(from..).unwrap_or_default().to_vec();
-        objects = prefix.chain(all_objects(engine.client(), rest)).boxed();
+        guesses = Guesses::default();
+        let prefix = guesses.counting(prefix, None);
+        objects = prefix
+            .chain(all_objects(client, sources, index + 1, &guesses))
+            .boxed();
     }
 }
 
+/// The objects of the sources from `from` on.
 fn all_objects(
-    client: &Arc<dyn ObjectClient>,
-    sources: Vec<Source>,
-) -> BoxStream<'static, Result<ObjectMeta>> {
-    let client = client.clone();
-    stream::iter(sources)
-        .flat_map(move |source| source.objects(&client, Lookup::GetFirst))
-        .boxed()
-}
-
-/// Whether `chunk` is of the object that source `from`, or the next lone one after it, names.
-fn is_at(sources: &[Source], from: usize, chunk: &Chunk) -> bool {
-    let lone = sources.iter().skip(from).find_map(Source::lone_uri);
-    lone.is_some_and(|uri| uri == chunk.object.uri)
-}
-
-/// The first source, from `from` on, that names what is missing, and its objects as a prefix.
-fn as_prefix(
     client: &Arc<dyn ObjectClient>,
     sources: &[Source],
     from: usize,
-    missing: Error,
-) -> Option<(usize, BoxStream<'static, Result<ObjectMeta>>)> {
+    guesses: &Guesses,
+) -> BoxStream<'static, Result<ObjectMeta>> {
+    let (client, guesses) = (client.clone(), guesses.clone());
+    let sources: Vec<_> = sources.iter().cloned().enumerate().skip(from).collect();
+    stream::iter(sources)
+        .flat_map(move |(index, source)| {
+            let guess = source.lone_uri().map(|_| index);
+            guesses.counting(source.objects(&client, Lookup::GetFirst), guess)
+        })
+        .boxed()
+}
+
+/// The source's objects as a prefix, if what is missing is the object that it names.
+fn as_prefix(
+    client: &Arc<dyn ObjectClient>,
+    source: &Source,
+    missing: &Error,
+) -> Option<BoxStream<'static, Result<ObjectMeta>>> {
     let Error::NotFound { uri, .. } = missing.root() else {
         return None;
     };
-    let (index, source) = sources.iter().enumerate().skip(from).find(|(_, source)| {
-        source
-            .lone_uri()
-            .is_some_and(|lone| lone.to_string() == *uri)
-    })?;
-    Some((index, source.as_prefix(client, missing.clone())?))
+    let lone = source.lone_uri()?;
+    (lone.to_string() == *uri).then(|| source.as_prefix(client, missing.clone()))?
+}
+
+/// Which objects of a stream, counted from 0, stand for a lone URI that nobody has looked at, and for which source.
+#[derive(Debug, Clone, Default)]
+struct Guesses(Arc<Mutex<(u64, Vec<(u64, usize)>)>>);
+
+impl Guesses {
+    /// `objects`, counted as they pass; those of a lone URI are noted.
+    fn counting(
+        &self,
+        objects: BoxStream<'static, Result<ObjectMeta>>,
+        source: Option<usize>,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let this = self.clone();
+        let count = move |object: &Result<ObjectMeta>| {
+            let mut state = this.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (count, guesses) = &mut *state;
+            if let (Ok(meta), Some(source)) = (object, source)
+                && !meta.id.is_pinned()
+            {
+                guesses.push((*count, source));
+            }
+            *count += 1;
+        };
+        objects.inspect(count).boxed()
+    }
+
+    fn at(&self, place: u64) -> Option<usize> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = state.1.binary_search_by_key(&place, |(at, _)| *at).ok()?;
+        Some(state.1[found].1)
+    }
 }
 
 /// There is one reader, from the first moment to the last.

@@ -32,6 +32,15 @@ impl Context {
         schemes: &[Scheme],
         engine: &PrefetchConfig,
     ) -> Result<Arc<dyn ObjectClient>> {
+        self.connect_to(schemes, engine).map(|(client, _)| client)
+    }
+
+    /// The same, and S3's endpoint, which is `None` for AWS.
+    pub(super) fn connect_to(
+        &self,
+        schemes: &[Scheme],
+        engine: &PrefetchConfig,
+    ) -> Result<(Arc<dyn ObjectClient>, Option<String>)> {
         if schemes.contains(&Scheme::Memory) {
             return Err(Error::config(
                 "memory://",
@@ -40,17 +49,15 @@ impl Context {
         }
         let local: Arc<dyn ObjectClient> = Arc::new(LocalClient::new(self.metrics.clone()));
         if !schemes.contains(&Scheme::S3) {
-            return Ok(local);
+            return Ok((local, None));
         }
-        let s3 = resilient(
-            Arc::new(self.s3(engine)?),
-            engine.concurrency,
-            &self.metrics,
-        );
+        let s3 = self.s3(engine)?;
+        let endpoint_url = s3.endpoint_url().map(str::to_owned);
+        let s3 = resilient(Arc::new(s3), engine.most_requests(), &self.metrics);
         if !schemes.contains(&Scheme::File) {
-            return Ok(s3);
+            return Ok((s3, endpoint_url));
         }
-        Ok(Arc::new(SchemeClient::new(s3, local)))
+        Ok((Arc::new(SchemeClient::new(s3, local)), endpoint_url))
     }
 
     /// The same for one scheme, and the cache that the flags want; what is local needs none.
@@ -65,10 +72,8 @@ impl Context {
             return Ok((self.connect(&[scheme], engine)?, None));
         }
         sse_c::refuse_cache(&self.source)?;
-        let s3 = self.s3(engine)?;
-        let config = flags.config(s3.endpoint_url());
-        let s3 = resilient(Arc::new(s3), engine.concurrency, &self.metrics);
-        Ok((s3, config))
+        let (s3, endpoint_url) = self.connect_to(&[scheme], engine)?;
+        Ok((s3, flags.config(endpoint_url.as_deref())))
     }
 
     /// A client that can write, too.

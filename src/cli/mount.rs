@@ -8,13 +8,15 @@ use std::time::Duration;
 use clap::Args;
 
 use super::daemon::{self, Readiness};
-use super::flags::{CacheFlags, EngineFlags};
+use super::flags::{CacheFlags, EngineFlags, switch};
 use super::report::Report;
 use super::{Context, interrupt};
 use crate::error::{Error, Result};
-use crate::fastfile::FastFiles;
-use crate::fastfile::fuse::{self, Mount as Mounted, MountOptions, StrayOption, Unmounter};
+use crate::fastfile::fuse::{
+    self, Mount as Mounted, MountOptions, Opening, StrayOption, Unmounter,
+};
 use crate::fastfile::read::ReadConfig;
+use crate::fastfile::{FastFiles, refuse_to_require};
 use crate::object::ObjectUri;
 
 /// What requests under way get to finish in after SIGTERM; files that are still open then lose their server.
@@ -26,7 +28,7 @@ what is uploaded later is not seen, and an object that is replaced gives ESTALE 
 Extended attributes user.standpipe.uri and .etag tell what a file is. Keys that can't be names are
 found under names that begin with .s3key%.
 
--o takes what fstab takes (ro, allow_other, uid=, gid=, umask=, fmask=, dmask=, noexec, no_passthrough) and the source's
+-o takes what fstab takes (ro, allow_other, uid=, gid=, umask=, fmask=, dmask=, noexec, no_passthrough, open=) and the source's
 flags (endpoint_url=, region=, profile=, no_sign_request, ca_bundle=) and cache=, cache_size=. As mount.fuse.standpipe in
 /sbin, the program serves `mount -t fuse.standpipe s3://bucket/prefix/ DIR`.";
 
@@ -44,6 +46,13 @@ pub(super) struct Mount {
     /// Where --daemon writes its log [default: nowhere]
     #[arg(long, value_name = "PATH", env = "STANDPIPE_LOG_FILE", hide_env = true)]
     log_file: Option<PathBuf>,
+    /// Whether the kernel asks for each file that is opened: auto, per-file or none. What is small costs less without, what
+    /// is large is read faster with [default: by the mean size of the files]
+    #[arg(long, value_name = "HOW", env = "STANDPIPE_OPEN", hide_env = true)]
+    open: Option<Opening>,
+    /// Fetch nothing of a large file before it is read where reads are at random
+    #[arg(long, value_parser = switch, env = "STANDPIPE_NO_FILL", hide_env = true)]
+    no_fill: bool,
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
@@ -71,6 +80,9 @@ impl Mount {
             for stray in options.apply(&list)? {
                 self.take(&mut source, stray)?;
             }
+        }
+        if let Some(open) = self.open {
+            options.open = open;
         }
         daemon::take_all_descriptors();
         // Before anything starts a thread: a fork takes only its own along.
@@ -120,19 +132,29 @@ impl Mount {
         }
         match interrupt::exit_code() {
             Some(_) => Err(Error::Cancelled),
-            None => Ok(Report::default()),
+            None => Ok(self.report()),
+        }
+    }
+
+    /// For machines; the counters are added to it.
+    fn report(&self) -> Report {
+        let fields = [
+            ("uri", self.uri.to_string()),
+            ("directory", self.dir.display().to_string()),
+        ];
+        let fields = fields.map(|(name, value)| (name.to_owned(), value.into()));
+        Report {
+            fields: fields.into_iter().collect(),
+            ..Report::default()
         }
     }
 
     fn files(&self, context: &Context) -> Result<FastFiles> {
         let engine = self.engine.config()?;
+        refuse_to_require(engine.checksums)?;
         let (client, cache) = context.connect_cached(self.uri.scheme(), &engine, &self.cache)?;
-        let reads = ReadConfig {
-            memory_bytes: engine.memory_bytes,
-            part_bytes: engine.part_bytes,
-            concurrency: engine.concurrency,
-            ..ReadConfig::default()
-        };
+        let mut reads = ReadConfig::of(&engine);
+        reads.fills = !self.no_fill;
         let mut files = FastFiles::builder(self.uri.clone())
             .client(client)
             .reads(reads)
@@ -163,6 +185,7 @@ impl Mount {
             ("ca_bundle", Some(path)) => source.ca_bundle = Some(path.into()),
             ("cache", Some(dir)) => self.cache.cache = Some(dir.into()),
             ("cache_size", Some(size)) => self.cache.cache_size = Some(size.parse()?),
+            ("no_fill", None) => self.no_fill = true,
             ("no_cache", None) => self.cache.no_cache = true,
             ("log_file", Some(path)) => self.log_file = Some(path.into()),
             _ => {

@@ -92,6 +92,10 @@ impl Pipe {
         );
         let result = server.wait();
         drop(progress);
+        if result.is_err() && interrupt::exit_code().is_none() {
+            // The other channels were cut off, too: their readers are given as long to notice.
+            server.outlast_grace(|| interrupt::exit_code().is_none());
+        }
         if result.is_err() || interrupt::exit_code().is_some() {
             // To a reader, a closed FIFO is the end of the data. What was cut off stays open until the process is gone.
             std::mem::forget(server);

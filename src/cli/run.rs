@@ -16,7 +16,7 @@ use super::flags::CacheFlags;
 use super::flags::{EngineFlags, switch};
 use super::progress::{self, Progress};
 use super::report::{self, Report, Traffic, moved};
-use super::size::human;
+use super::size::{Size, human};
 use super::{Context, connect, exit};
 use crate::download::DownloadProgress;
 use crate::error::{Error, Result};
@@ -157,7 +157,7 @@ struct KeepFlags {
     /// Delete in S3 what the trainer deletes
     #[arg(long, value_parser = switch, env = "STANDPIPE_CHECKPOINT_DELETE", hide_env = true)]
     checkpoint_delete: bool,
-    /// Go on in the data where the checkpoint was made: at the epoch's start (epoch), at the object (object), or not (off)
+    /// Go on in the data where the checkpoint was made: at that epoch, object, record or offset (byte), or not (off)
     #[arg(
         long,
         value_enum,
@@ -167,6 +167,15 @@ struct KeepFlags {
         hide_env = true
     )]
     resume: ResumeFlag,
+    /// What COMMAND may have read and not used when it writes a checkpoint: it is given again
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value_t = Size(16 << 20),
+        env = "STANDPIPE_RESUME_MARGIN",
+        hide_env = true
+    )]
+    resume_margin: Size,
     /// Upload model.tar.gz and output.tar.gz to S3URI/JOB/output/ at the end
     #[arg(long, value_name = "S3URI", env = "STANDPIPE_OUTPUT", hide_env = true)]
     output: Option<String>,
@@ -219,6 +228,8 @@ enum ResumeFlag {
     Off,
     Epoch,
     Object,
+    Record,
+    Offset,
 }
 
 /// `--fast-file-as`.
@@ -229,19 +240,6 @@ enum FastFileFlag {
     File,
     #[value(name = "FastFile", alias = "fastfile")]
     FastFile,
-}
-
-/// What `--resume object` cannot do.
-fn by_epoch_only(channels: &[Channel]) -> Option<String> {
-    let is_augmented = |channel: &&Channel| channel.data_type == S3DataType::AugmentedManifestFile;
-    let names = channels
-        .iter()
-        .filter(is_augmented)
-        .map(|c| c.name.as_str());
-    let names = names.collect::<Vec<_>>().join(", ");
-    (!names.is_empty()).then(|| {
-        format!("augmented manifests are resumed at the beginning of the epoch only: {names}")
-    })
 }
 
 fn pair(text: &str) -> std::result::Result<(String, String), String> {
@@ -296,9 +294,6 @@ impl Run {
             spec.name = Some(name.clone());
         }
         self.keep.put_into(&mut spec)?;
-        if self.keep.resume == ResumeFlag::Object {
-            spec.notes.extend(by_epoch_only(&spec.channels));
-        }
         spec.validate()?;
         Ok(spec)
     }
@@ -454,7 +449,10 @@ impl KeepFlags {
             ResumeFlag::Off => Resume::Off,
             ResumeFlag::Epoch => Resume::Epoch,
             ResumeFlag::Object => Resume::Object,
+            ResumeFlag::Record => Resume::Record,
+            ResumeFlag::Offset => Resume::Offset,
         };
+        config.resume_margin_bytes = self.resume_margin.0;
         if config.resume != Resume::Off && config.spec.checkpoint.is_none() {
             return Err(Error::config(
                 "--resume",

@@ -49,6 +49,7 @@ use super::source::Windows;
 use super::tree::{Ino, Namespace, Root};
 use crate::buffer::class_bytes;
 use crate::cache::{BlockCache, CacheConfig, CachedClient};
+use crate::checksum::ChecksumPolicy;
 use crate::client::{LocalClient, ObjectClient, S3Client, S3Config, resilient};
 use crate::error::{Answer, Error, Result};
 use crate::metrics::Metrics;
@@ -307,7 +308,7 @@ impl FastFilesBuilder {
             if config.namespace.is_empty() {
                 config.namespace = endpoint.unwrap_or_default();
             }
-            share(&mut self.reads, &mut config);
+            share(&mut self.reads, &mut config)?;
             let opened = BlockCache::open(config, self.metrics.clone())?;
             client = Arc::new(CachedClient::new(client, opened.clone()));
             fit(&mut self.reads, &opened);
@@ -336,13 +337,11 @@ impl FastFilesBuilder {
             Scheme::File => Ok((Arc::new(LocalClient::new(self.metrics.clone())), None)),
             Scheme::S3 => {
                 let config = std::mem::take(&mut self.s3);
+                refuse_to_require(config.checksums)?;
                 let s3 = S3Client::connect(config, self.metrics.clone()).await?;
                 let endpoint = s3.endpoint_url().map(str::to_owned);
-                let concurrency = self.reads.concurrency;
-                Ok((
-                    resilient(Arc::new(s3), concurrency, &self.metrics),
-                    endpoint,
-                ))
+                let most = self.reads.most_requests();
+                Ok((resilient(Arc::new(s3), most, &self.metrics), endpoint))
             }
             Scheme::Memory => Err(Error::config(
                 self.uri.to_string(),
@@ -350,6 +349,17 @@ impl FastFilesBuilder {
             )),
         }
     }
+}
+
+/// A file that is read in ranges can't be compared with the CRC of the whole, and nobody should believe that it was.
+pub(crate) fn refuse_to_require(checksums: ChecksumPolicy) -> Result<()> {
+    if checksums != ChecksumPolicy::Require {
+        return Ok(());
+    }
+    Err(Error::config(
+        "--checksums require",
+        "FastFile mode reads ranges, of which S3 tells no checksum: use when-possible, or another mode",
+    ))
 }
 
 impl fmt::Debug for FastFilesBuilder {
@@ -363,16 +373,29 @@ impl fmt::Debug for FastFilesBuilder {
 }
 
 /// What waits to be written to the cache is of the same memory as what waits to be read: at most a quarter of it, or a
-/// part.
-fn share(reads: &mut ReadConfig, cache: &mut CacheConfig) {
+/// part. Where that leaves no part to read, parts become smaller, so that each side has half.
+fn share(reads: &mut ReadConfig, cache: &mut CacheConfig) -> Result<()> {
+    let half = reads.memory_bytes / 2;
+    while class_bytes(reads.part_bytes) > half && reads.part_bytes / 2 >= cache.block_bytes {
+        reads.part_bytes /= 2;
+    }
     let part_bytes = class_bytes(reads.part_bytes);
+    if part_bytes.max(cache.block_bytes) > half {
+        let least = 2 * part_bytes.max(cache.block_bytes);
+        let reason = format!(
+            "{} bytes do not hold a part that is read and one that waits to be written to the cache: use at least {least}, \
+             or no cache",
+            reads.memory_bytes
+        );
+        return Err(Error::config("memory", reason));
+    }
     // What is fetched in one request waits as one: a queue without room for it would keep nothing.
     let most = (reads.memory_bytes / 4)
         .max(part_bytes)
         .max(cache.block_bytes);
     cache.write_behind_bytes = cache.write_behind_bytes.min(most);
-    let left = reads.memory_bytes.saturating_sub(cache.write_behind_bytes);
-    reads.memory_bytes = left.max(part_bytes.min(reads.memory_bytes));
+    reads.memory_bytes -= cache.write_behind_bytes;
+    Ok(())
 }
 
 /// Parts end where the cache's blocks do, and a block is no larger than a part.
@@ -381,5 +404,55 @@ fn fit(reads: &mut ReadConfig, cache: &BlockCache) {
     reads.block_bytes = cache.block_bytes();
     while reads.block_bytes > reads.part_bytes {
         reads.block_bytes /= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn shared(memory_bytes: u64, part_bytes: u64) -> Result<(ReadConfig, CacheConfig)> {
+        let mut reads = ReadConfig {
+            memory_bytes,
+            part_bytes,
+            ..ReadConfig::default()
+        };
+        reads.block_bytes = reads.block_bytes.min(part_bytes);
+        let mut cache = CacheConfig::new("unused");
+        share(&mut reads, &mut cache)?;
+        Ok((reads, cache))
+    }
+
+    #[test]
+    fn memory_of_one_part_is_halved_and_of_one_block_refused() {
+        let (reads, cache) = shared(8 * MIB, 8 * MIB).unwrap();
+        assert_eq!((reads.part_bytes, reads.memory_bytes), (4 * MIB, 4 * MIB));
+        assert_eq!(cache.write_behind_bytes, 4 * MIB);
+        let refused = shared(MIB, MIB).unwrap_err();
+        assert!(
+            refused.to_string().contains("at least 2097152"),
+            "{refused}"
+        );
+    }
+
+    proptest! {
+        /// Whatever is given, both together keep to it, and each has room for what is fetched in one request.
+        #[test]
+        fn the_cache_and_the_reads_share_one_memory(memory_kib in 1024..1_000_000u64, part_kib in 64..64 * 1024u64) {
+            let (memory, part) = (memory_kib << 10, part_kib << 10);
+            let part = if part < MIB { part.next_power_of_two().min(MIB) } else { part };
+            if let Ok((reads, cache)) = shared(memory, part) {
+                prop_assert!(reads.memory_bytes + cache.write_behind_bytes <= memory);
+                prop_assert!(class_bytes(reads.part_bytes) <= reads.memory_bytes);
+                prop_assert!(class_bytes(reads.part_bytes) <= cache.write_behind_bytes || cache.write_behind_bytes == CacheConfig::new("unused").write_behind_bytes);
+                prop_assert!(reads.part_bytes <= part);
+                prop_assert!(reads.validate().is_ok());
+            } else {
+                prop_assert!(memory < 2 * class_bytes(part.max(MIB)), "refused {memory} for parts of {part}");
+            }
+        }
     }
 }

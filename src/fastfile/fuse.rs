@@ -10,6 +10,8 @@
 //! is passed through to it (Linux 6.9, `CAP_SYS_ADMIN`): the kernel then reads it without us. All opens of an inode must
 //! agree on that while one lives, so the switch comes with the first open after the last close.
 //!
+//! Small files are read without being opened: to say so would cost more than their bytes (`unopened`). Folders always are.
+//!
 //! We mount by the system call, as `fuse.standpipe`, and take the mount away lazily: open files do not hold it up, and
 //! nothing of ours ever unmounts a path that somebody else has mounted since. Without the right to mount, `fusermount3`
 //! is asked.
@@ -17,7 +19,9 @@
 mod filesystem;
 mod opens;
 mod options;
+mod reading;
 mod system;
+mod unopened;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +35,7 @@ use filesystem::Files;
 pub use super::source::{OpenFile, Source, Windows};
 pub use options::{MountOptions, StrayOption};
 pub use system::{is_mounted, unmount};
+pub use unopened::Opening;
 
 /// Session threads: two at least, or a directory of a million names holds up a read; more than cores gave nothing.
 fn session_threads() -> usize {

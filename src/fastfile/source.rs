@@ -6,8 +6,13 @@
 //! `lookahead` says which files come next, from the numbers of those that were read; `ahead` fetches them, small ones
 //! whole and the beginning of large ones, as hints that give way to reads. At most a quarter of the memory and four files
 //! per request lie there unread.
+//!
+//! Within a large file that is read at random `coverage` says which of its blocks will be read, and `fill` fetches those in
+//! full parts.
 
 mod ahead;
+mod coverage;
+mod fill;
 mod lookahead;
 
 use std::fmt::Debug;
@@ -25,8 +30,10 @@ use crate::cache::{BlockCache, Glance};
 use crate::error::Result;
 use crate::fastfile::read::{self, OpenFiles, Pieces};
 use crate::fastfile::tree::{Ino, Namespace};
+use crate::metrics::Metrics;
 use crate::object::{ByteRange, ObjectMeta, Scheme};
 use ahead::Ahead;
+use fill::Fill;
 
 /// Opens objects for reading.
 pub trait Source: Debug + Send + Sync + 'static {
@@ -35,6 +42,9 @@ pub trait Source: Debug + Send + Sync + 'static {
     /// # Errors
     /// What the object lacks to be opened.
     fn open(&self, ino: Ino, object: ObjectMeta) -> Result<Arc<dyn OpenFile>>;
+
+    /// Where what is done with them is counted.
+    fn metrics(&self) -> &Metrics;
 }
 
 /// An object that is being read.
@@ -67,12 +77,14 @@ pub struct Windows {
     files: OpenFiles,
     cache: Option<BlockCache>,
     ahead: Option<Arc<Ahead>>,
+    fill: Arc<Fill>,
 }
 
 impl Windows {
     /// Reads by way of `files`; what `cache`, through which those read, has whole is left to the kernel.
     pub fn new(files: OpenFiles, cache: Option<BlockCache>) -> Self {
         Self {
+            fill: Arc::new(Fill::new(files.clone(), cache.clone())),
             files,
             cache,
             ahead: None,
@@ -108,6 +120,7 @@ impl Windows {
             object,
             cache: self.cache.clone(),
             ahead: self.ahead.clone(),
+            fill: self.fill.clone(),
             is_read: AtomicBool::new(false),
         })
     }
@@ -116,6 +129,10 @@ impl Windows {
 impl Source for Windows {
     fn open(&self, ino: Ino, object: ObjectMeta) -> Result<Arc<dyn OpenFile>> {
         Ok(Arc::new(self.windowed(ino, object)?))
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.files.metrics()
     }
 }
 
@@ -127,6 +144,7 @@ pub(super) struct Windowed {
     object: ObjectMeta,
     cache: Option<BlockCache>,
     ahead: Option<Arc<Ahead>>,
+    fill: Arc<Fill>,
     is_read: AtomicBool,
 }
 
@@ -136,7 +154,7 @@ impl OpenFile for Windowed {
     }
 
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
-        self.noted(all_of(&self.file, range)).boxed()
+        self.noted(range, all_of(&self.file, range)).boxed()
     }
 
     fn may_be_whole(&self) -> bool {
@@ -178,12 +196,13 @@ impl Windowed {
 
     /// As [`OpenFile::read_at`](read::OpenFile::read_at).
     pub(super) async fn read_at(&self, offset: u64, len: usize) -> Result<Pieces> {
-        self.noted(self.file.read_at(offset, len)).await
+        let range = within(offset, len, self.object.size_bytes);
+        self.noted(range, self.file.read_at(offset, len)).await
     }
 
     /// The first read is what the look-ahead goes by: an open alone may be of a file that the kernel knows already. It
     /// begins before anything is fetched ahead.
-    async fn noted<T>(&self, read: impl Future<Output = T>) -> T {
+    async fn noted<T>(&self, range: ByteRange, read: impl Future<Output = T>) -> T {
         let mut read = pin!(read);
         let begun = futures::poll!(read.as_mut());
         if let Some(ahead) = &self.ahead
@@ -191,6 +210,7 @@ impl Windowed {
         {
             ahead.read(self.ino);
         }
+        self.fill.read(self.ino, &self.object, &self.file, range);
         match begun {
             Poll::Ready(done) => done,
             Poll::Pending => read.await,
@@ -210,6 +230,11 @@ impl Windowed {
             && now.modified().ok() == self.object.last_modified;
         same.then_some(file)
     }
+}
+
+fn within(offset: u64, len: usize, size_bytes: u64) -> ByteRange {
+    let start = offset.min(size_bytes);
+    ByteRange::new(start, start.saturating_add(len as u64).min(size_bytes))
 }
 
 /// A read that comes short is one before an error, which the next one gives; the kernel takes all or that error.

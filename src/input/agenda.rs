@@ -79,6 +79,11 @@ impl Agenda {
 
     /// The objects of an epoch. Those of a manifest are asked for as the engine takes them; an error names the entry.
     pub fn objects(&self, epoch: u64) -> Objects {
+        self.objects_from(epoch, 0)
+    }
+
+    /// The same from a line of this host's share on; other channels than augmented manifests have no lines.
+    pub fn objects_from(&self, epoch: u64, line: usize) -> Objects {
         match &self.plan {
             Plan::Listed(inventory) => inventory.epoch(self.order, epoch),
             Plan::Named {
@@ -101,7 +106,7 @@ impl Agenda {
                     .try_filter(|meta| std::future::ready(!is_marker(meta)))
                     .boxed()
             }
-            Plan::Lines { manifest, pins, .. } => match self.script(epoch) {
+            Plan::Lines { manifest, pins, .. } => match self.script_from(epoch, line) {
                 Some(Ok(script)) => references(script, manifest.clone(), pins.clone()),
                 Some(Err(error)) => stream::iter([Err(error)]).boxed(),
                 None => stream::empty().boxed(),
@@ -111,18 +116,36 @@ impl Agenda {
 
     /// What an epoch of an augmented manifest delivers, step by step; none of other channels.
     pub fn script(&self, epoch: u64) -> Option<Result<Script>> {
+        self.script_from(epoch, 0)
+    }
+
+    /// The same from a line of this host's share on.
+    pub fn script_from(&self, epoch: u64, line: usize) -> Option<Result<Script>> {
         let Plan::Lines { manifest, id, .. } = &self.plan else {
             return None;
         };
         let places = self.order.places(epoch, manifest.len());
-        Some(places.map(|places| Script {
-            manifest: manifest.clone(),
-            id: id.clone(),
-            places,
-            line: Vec::new().into_iter(),
-            at: 0,
-            attribute: 0,
+        Some(places.map(|mut places| {
+            if let Some(last) = line.checked_sub(1) {
+                places.nth(last);
+            }
+            Script {
+                manifest: manifest.clone(),
+                id: id.clone(),
+                places,
+                line: Vec::new().into_iter(),
+                at: 0,
+                attribute: 0,
+            }
         }))
+    }
+
+    /// How many attributes each line delivers; none of other channels than augmented manifests.
+    pub fn attributes(&self) -> Option<usize> {
+        match &self.plan {
+            Plan::Lines { manifest, .. } => Some(manifest.names().len()),
+            _ => None,
+        }
     }
 
     /// Whether not all that is delivered is of objects.

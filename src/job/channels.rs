@@ -15,13 +15,15 @@ use futures::TryStreamExt;
 use futures::future::try_join_all;
 
 use super::Means;
-use super::cursor::{self, ChannelCursor, Course};
+use super::cursor::{ChannelCursor, Course};
 use super::inbox::{Event, Inbox, Post};
+use super::resume::{self, Resume};
 use super::spec::mode_of;
 use super::summary::ChannelReport;
 use super::tree::Tree;
 use crate::download::{Download, DownloadConfig, DownloadProgress};
 use crate::error::{Error, Result};
+use crate::fastfile::refuse_to_require;
 use crate::input::{Channel, InputMode, Selection, Shard};
 use crate::object::ObjectMeta;
 use crate::pipe::{
@@ -63,6 +65,10 @@ pub(super) struct Stage<'a> {
     pub(super) shares: &'a BTreeMap<String, Shard>,
     /// Where each Pipe channel begins.
     pub(super) courses: &'a [(Course, Option<ChannelCursor>)],
+    /// How precisely.
+    pub(super) resume: Resume,
+    /// What a trainer may hold of what it has taken.
+    pub(super) resume_margin_bytes: u64,
 }
 
 impl Stage<'_> {
@@ -97,6 +103,7 @@ impl Inputs {
         };
         for channel in of(InputMode::FastFile) {
             check_mount(channel, stage.share(channel))?;
+            refuse_to_require(stage.means.engine.checksums)?;
         }
         let mut inputs = Self::default();
         check_space(stage, of(InputMode::File))?;
@@ -286,15 +293,21 @@ impl Pipes {
         // Whoever reads is ours, and is stopped; until it is dead, nothing may end.
         config.failure_grace = Duration::from_secs(24 * 3600);
         config.mode = stage.means.fifo_mode;
-        let opened = stage.courses.iter().map(|(course, _)| {
-            let channel = &course.channel;
-            Content::open(stage.engine, channel, stage.share(channel))
+        config.position_margin_bytes = stage.resume_margin_bytes;
+        let how = (stage.resume, stage.means.engine.checksums);
+        let opened = stage.courses.iter().map(|(course, at)| async move {
+            let (channel, mut at) = (&course.channel, at.clone());
+            let content = Content::open(stage.engine, channel, stage.share(channel)).await?;
+            if let Some(at) = &mut at {
+                resume::settle(stage.engine, channel, &content, how, at).await?;
+            }
+            Ok::<_, Error>((content, at))
         });
         // So that a wrong URI or manifest is told now, and not in an epoch that cannot end.
         let contents = stage.unless_stopped(try_join_all(opened))?;
-        let each = stage.courses.iter().cloned().zip(contents);
+        let each = stage.courses.iter().zip(contents);
         let channels: Result<Vec<_>> = each
-            .map(|((course, at), content)| served(content, course, at))
+            .map(|((course, _), (content, at))| served(content, course.clone(), at))
             .collect();
         let post = stage.inbox.post();
         let told = post.clone();
@@ -356,10 +369,8 @@ impl Drop for Pipes {
 /// The first FIFO may begin inside of its epoch.
 fn served(content: Content, course: Course, at: Option<ChannelCursor>) -> Result<PipeChannel> {
     let name = course.channel.name.parse()?;
-    Ok(PipeChannel::new(name, move |fifo| {
-        content.epoch(course.first_epoch + fifo, |objects| match &at {
-            Some(at) if fifo == 0 => cursor::from_cursor(objects, at.clone()),
-            _ => objects,
-        })
+    Ok(PipeChannel::new(name, move |fifo| match &at {
+        Some(at) if fifo == 0 => resume::epoch(&content, &course.channel, &course, at),
+        _ => content.epoch(course.first_epoch + fifo, |objects| objects),
     }))
 }

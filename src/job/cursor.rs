@@ -5,21 +5,19 @@
 //! they were written* goes up behind them. A later run that restores these files begins its epoch there: its FIFOs are
 //! numbered from `_0`, their content goes on.
 //!
-//! What the place means: the trainer had taken every byte before it out of the pipe. What it held in buffers of its own
-//! (a framework's prefetching) and had not trained on is not seen again at granularity `object`; at granularity `epoch`
-//! the whole epoch is. Between these two the user chooses, because nobody else can know.
+//! What the place means: the trainer had taken every byte before it out of the pipe, and what it may have held in buffers of
+//! its own (`JobConfig::resume_margin_bytes`) stands behind it. Whoever holds more (a framework that prefetches batches), or
+//! cannot say, goes on by epoch. Between these the user chooses, because nobody else can know.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
+use super::resume::{self, Resume};
 use crate::error::{Error, Result};
-use crate::input::{Channel, S3DataType};
-use crate::object::ObjectMeta;
+use crate::input::Channel;
 use crate::pipe::Position;
 
 /// Below the checkpoint directory; one file per host.
@@ -28,31 +26,22 @@ const FOLDER: &str = ".standpipe";
 /// Notes that are kept: at two a second, ten minutes. A file that is uploaded later than that brings no cursor.
 const MAX_NOTES: usize = 1200;
 
-/// How precisely a run goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Resume {
-    /// It does not: every channel begins with its first epoch, as on the platform.
-    #[default]
-    Off,
-    /// At the beginning of the epoch.
-    Epoch,
-    /// At the beginning of the object.
-    Object,
-}
-
 /// Where a channel was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChannelCursor {
     /// What the channel read.
-    source: String,
-    seed: Option<i64>,
+    pub(super) source: String,
+    pub(super) seed: Option<i64>,
     /// The epoch, counted over all runs.
     pub(super) epoch: u64,
-    /// How many objects of this host's share were left behind.
+    /// How many objects of this host's share were left behind, or attributes of an augmented manifest.
     pub(super) objects_before: u64,
     /// The object that was read.
-    object: Option<String>,
-    etag: Option<String>,
+    pub(super) object: Option<String>,
+    pub(super) etag: Option<String>,
+    /// How many of its bytes were left behind; 0 where they are not delivered as they are.
+    #[serde(default)]
+    pub(super) offset: u64,
 }
 
 /// The file.
@@ -103,6 +92,7 @@ impl Course {
                 .object
                 .as_ref()
                 .and_then(|object| object.etag.as_deref().map(str::to_owned)),
+            offset: at.offset,
         }
     }
 }
@@ -189,67 +179,15 @@ pub(super) fn course(
     }
     let mut course = from_the_start;
     course.first_epoch = at.epoch;
-    // Which texts belong to which object only the whole manifest tells.
-    let by_object =
-        resume == Resume::Object && channel.data_type != S3DataType::AugmentedManifestFile;
-    if !by_object {
+    if resume == Resume::Epoch {
         return Ok((course, None));
     }
-    course.skipped_objects = at.objects_before;
-    Ok((course, Some(at.clone())))
-}
-
-/// An epoch's objects without those that were left behind. The first one must be the one that was read.
-pub(super) fn from_cursor(
-    objects: BoxStream<'static, Result<ObjectMeta>>,
-    at: ChannelCursor,
-) -> BoxStream<'static, Result<ObjectMeta>> {
-    let state = (objects, at.objects_before, Some(at));
-    let rest = futures::stream::try_unfold(state, |(mut objects, mut skip, mut due)| async move {
-        loop {
-            let Some(meta) = objects.try_next().await? else {
-                // Not reached: an epoch that is over at once would look like one that was read.
-                due.map_or(Ok(()), |at| is_empty_too(&at))?;
-                return Ok(None);
-            };
-            if skip > 0 {
-                skip -= 1;
-                continue;
-            }
-            due.take().map_or(Ok(()), |at| is_same(&at, &meta))?;
-            return Ok(Some((meta, (objects, skip, due))));
-        }
+    // The attributes of a line belong together.
+    let lines = resume::lines_before(channel, at.objects_before);
+    course.skipped_objects = lines.map_or(at.objects_before, |lines| {
+        (lines * channel.attribute_names.len()) as u64
     });
-    rest.boxed()
-}
-
-fn is_empty_too(at: &ChannelCursor) -> Result<()> {
-    match at.objects_before == 0 && at.object.is_none() {
-        true => Ok(()),
-        false => Err(changed(at, "not there".into())),
-    }
-}
-
-fn changed(at: &ChannelCursor, now: String) -> Error {
-    let before = at.object.as_deref().unwrap_or("another");
-    Error::unusable(
-        format!("object {} of epoch {}", at.objects_before, at.epoch),
-        format!(
-            "is {now}, and when the checkpoint was made it was {before}: the input has changed"
-        ),
-        "run with --resume epoch, which repeats the epoch, or with --resume off",
-    )
-}
-
-fn is_same(at: &ChannelCursor, meta: &ObjectMeta) -> Result<()> {
-    let Some(object) = &at.object else {
-        return Ok(());
-    };
-    let is_version = at.etag.is_none() || at.etag.as_deref() == meta.id.etag.as_deref();
-    match *object == meta.id.uri.to_string() && is_version {
-        true => Ok(()),
-        false => Err(changed(at, meta.id.uri.to_string())),
-    }
+    Ok((course, Some(at.clone())))
 }
 
 /// What was true when.
@@ -373,45 +311,5 @@ mod tests {
             [9, 10, 25, 99].map(epoch),
             [None, Some(10), Some(20), Some(30)]
         );
-    }
-
-    #[tokio::test]
-    async fn the_object_where_it_goes_on_must_be_the_same() {
-        use crate::client::{Depth, ListEntry, MemoryClient, ObjectClient};
-
-        let client = MemoryClient::default();
-        for key in ["a", "b", "c"] {
-            client.put(format!("memory://b/{key}").parse().unwrap(), key.to_owned());
-        }
-        let list = || {
-            let entries = client.list(&"memory://b/".parse().unwrap(), Depth::All);
-            let objects = entries.try_filter_map(|entry| async move {
-                Ok(match entry {
-                    ListEntry::Object(meta) => Some(meta),
-                    ListEntry::Prefix(_) => None,
-                })
-            });
-            objects.boxed()
-        };
-        let metas: Vec<ObjectMeta> = list().try_collect().await.unwrap();
-        let mut at = cursor_at("train=memory://b/", 0, 1).channels["train"].clone();
-        at.object = Some(metas[1].id.uri.to_string());
-        at.etag = metas[1].id.etag.as_deref().map(str::to_owned);
-        let rest: Vec<ObjectMeta> = from_cursor(list(), at.clone()).try_collect().await.unwrap();
-        assert_eq!(rest, metas[1..]);
-        client.put("memory://b/b".parse().unwrap(), "new");
-        let changed: Result<Vec<_>> = from_cursor(list(), at.clone()).try_collect().await;
-        assert!(changed.unwrap_err().to_string().contains("memory://b/b"));
-        // It shrank: nothing is left behind what was read, which is no end of an epoch.
-        for (objects_before, object) in [(3, None), (9, at.object.clone())] {
-            let at = ChannelCursor {
-                objects_before,
-                object,
-                ..at.clone()
-            };
-            let shrunk: Result<Vec<_>> = from_cursor(list(), at).try_collect().await;
-            let told = shrunk.unwrap_err().to_string();
-            assert!(told.contains("not there"), "{told}");
-        }
     }
 }

@@ -18,13 +18,14 @@ use std::time::{Duration, Instant, SystemTime};
 use super::artifacts::{self, MODEL, OUTPUT, Whose};
 use super::channels::{Inputs, InputsWatch, Stage};
 use super::checkpoint::{self, Note, Syncer};
-use super::cursor::{self, ChannelCursor, Course, Cursor, Resume};
+use super::cursor::{self, ChannelCursor, Course, Cursor};
 use super::documents::Documents;
 use super::environment::{self, Facts};
 use super::inbox::{Event, Inbox};
 use super::marks::Owner;
 use super::notice;
 use super::prometheus::Exporter;
+use super::resume::Resume;
 use super::share;
 use super::spec::{CheckpointSpec, PLATFORM_BASE, mode_of};
 use super::stop::{Act, Cause, Stopping};
@@ -144,6 +145,8 @@ impl Job {
             inbox,
             shares: around.shares,
             courses: &courses,
+            resume: config.resume,
+            resume_margin_bytes: config.resume_margin_bytes,
         };
         let inputs = Inputs::start(&stage, &config.spec.channels)?;
         if inbox.is_stopped() {

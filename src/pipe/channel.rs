@@ -53,7 +53,14 @@ pub(super) struct Shared {
     pub(super) on_failure: OnFailure,
     pub(super) attendance: Attendance,
     /// Write ends of epochs that were cut off. They must outlive the failure, because closing one looks like an end.
-    pub(super) kept: Mutex<Vec<Arc<Sink>>>,
+    pub(super) kept: Mutex<Vec<CutOff>>,
+}
+
+/// The write end of an epoch that was cut off.
+pub(super) struct CutOff {
+    pub(super) sink: Arc<Sink>,
+    /// The end of its reader's grace.
+    pub(super) until: Instant,
 }
 
 /// One channel.
@@ -86,6 +93,9 @@ impl ChannelWriter {
         let (life, steps) = Lifecycle::start(shared.config.epochs);
         let now = Instant::now();
         let summary = ChannelSummary::new(channel.name.clone());
+        let tracker = Arc::new(Mutex::new(Tracker::new(
+            shared.config.position_margin_bytes,
+        )));
         let mut writer = Self {
             name: channel.name,
             source: channel.source,
@@ -96,7 +106,7 @@ impl ChannelWriter {
             feeds: BTreeMap::from([(0, feed)]),
             sink: None,
             progress: Progress::default(),
-            tracker: Arc::default(),
+            tracker,
             opened: now,
             attended_until: None,
             next_look: (now, LOOK_PAUSE.0),
@@ -239,7 +249,7 @@ impl ChannelWriter {
 
     /// Writes a piece. An event when the epoch ends over it.
     fn put(&mut self, piece: Piece) -> Result<Option<Event>> {
-        lock(&self.tracker).goes_on(&piece.object, piece.from);
+        lock(&self.tracker).goes_on(&piece);
         let mut rest = piece.bytes.clone();
         while !rest.is_empty() {
             let slice = &rest[..rest.len().min(SLICE_BYTES)];
@@ -384,7 +394,7 @@ impl ChannelWriter {
                     self.sink = None;
                     self.feeds.remove(&n);
                 }
-                Step::Keep(_) => lock(&self.shared.kept).extend(self.sink.take()),
+                Step::Keep(_) => self.keep(),
             }
         }
         Ok(())
@@ -428,6 +438,14 @@ impl ChannelWriter {
             }
         }
         let _ = self.on(Event::CutOff);
+    }
+
+    /// Puts the write end where it outlives this channel.
+    fn keep(&mut self) {
+        let grace = || Instant::now() + self.shared.config.failure_grace;
+        let until = self.failed.as_ref().map_or_else(grace, |(_, until)| *until);
+        let cut_off = self.sink.take().map(|sink| CutOff { sink, until });
+        lock(&self.shared.kept).extend(cut_off);
     }
 
     /// Waits until the reader has gone or the grace period is over.
@@ -501,6 +519,6 @@ impl ChannelWriter {
 impl Drop for ChannelWriter {
     /// Not even a panic may look like the end of the data.
     fn drop(&mut self) {
-        lock(&self.shared.kept).extend(self.sink.take());
+        self.keep();
     }
 }

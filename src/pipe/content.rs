@@ -6,6 +6,7 @@ use super::shape::Shape;
 use super::stream::EpochStream;
 use crate::error::Result;
 use crate::input::{Agenda, Channel, Compression, InputMode, Objects, RecordWrapper, Shard};
+use crate::object::ObjectMeta;
 use crate::prefetch::Prefetcher;
 
 /// A channel that was opened, on one host.
@@ -66,6 +67,36 @@ impl Content {
     ) -> Result<EpochStream> {
         let script = self.agenda.script(epoch).transpose()?;
         let reader = self.engine.read_all(through(self.agenda.objects(epoch)))?;
+        Ok(EpochStream::new(reader, script, self.shape))
+    }
+
+    /// The same from a byte of the first of `through`'s objects on. Where bytes are not the objects' own (decompressed,
+    /// wrapped) it is from its beginning.
+    ///
+    /// # Errors
+    /// As [`epoch`](Self::epoch).
+    pub fn epoch_from(
+        &self,
+        epoch: u64,
+        through: impl FnOnce(Objects) -> Objects,
+        first_byte: impl FnOnce(&ObjectMeta) -> u64 + Send + 'static,
+    ) -> Result<EpochStream> {
+        if !self.is_plain() {
+            return self.epoch(epoch, through);
+        }
+        let objects = through(self.agenda.objects(epoch));
+        let reader = self.engine.read_all_from(objects, first_byte)?;
+        Ok(EpochStream::new(reader, None, self.shape))
+    }
+
+    /// The stream of an augmented manifest's epoch from a line of this host's share on.
+    ///
+    /// # Errors
+    /// As [`epoch`](Self::epoch).
+    pub fn epoch_from_line(&self, epoch: u64, line: usize) -> Result<EpochStream> {
+        let script = self.agenda.script_from(epoch, line).transpose()?;
+        let objects = self.agenda.objects_from(epoch, line);
+        let reader = self.engine.read_all(objects)?;
         Ok(EpochStream::new(reader, script, self.shape))
     }
 }

@@ -20,6 +20,10 @@ pub(super) struct Piece {
     pub(super) to: u64,
     /// Whether they may be the last of an object.
     pub(super) ends_object: bool,
+    /// Whether they are the first of an object, or of a manifest's attribute.
+    pub(super) begins_item: bool,
+    /// Whether each of them is a byte of the object, at its place.
+    pub(super) is_plain: bool,
 }
 
 impl Piece {
@@ -44,6 +48,8 @@ impl From<Chunk> for Piece {
             from: chunk.offset,
             to,
             ends_object: chunk.ends_object,
+            begins_item: false,
+            is_plain: true,
         }
     }
 }

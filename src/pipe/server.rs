@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::attendance::Attendance;
 use super::cancel::Canceller;
-use super::channel::{ChannelWriter, Shared, lock};
+use super::channel::{ChannelWriter, CutOff, Shared, lock};
 use super::feed::Feed;
 use super::fifo;
 use super::lock::DirLock;
@@ -134,7 +134,8 @@ impl PipeServer {
 
     /// Waits until every channel has served all its epochs, or one has failed, or the server is cancelled.
     ///
-    /// After the first failure, the other channels are cut off. No FIFO is left when this returns.
+    /// After the first failure, the other channels are cut off. No FIFO is left when this returns. Their readers, if any,
+    /// still have no end of the data: see [`outlast_grace`](Self::outlast_grace).
     pub fn wait(&mut self) -> Result<PipeSummary> {
         let mut panicked = None;
         for _ in 0..self.threads.len() {
@@ -157,16 +158,28 @@ impl PipeServer {
     /// of the data to whoever still does.
     pub(crate) fn outlast_readers(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
+        self.outlast(|_| Instant::now() < until)
+    }
+
+    /// Waits until nobody reads what was cut off, for each reader no longer than
+    /// [`failure_grace`](PipeConfig::failure_grace), and only as long as `goes_on`; whether nobody does. Dropping this
+    /// looks like the end of the data to whoever still reads.
+    pub fn outlast_grace(&self, goes_on: impl Fn() -> bool) -> bool {
+        self.outlast(|cut_off| goes_on() && Instant::now() < cut_off.until)
+    }
+
+    fn outlast(&self, is_waited_for: impl Fn(&CutOff) -> bool) -> bool {
         let cancel = self.shared.canceller.as_fd();
         loop {
             let kept = lock(&self.shared.kept);
-            if !kept.iter().any(|sink| sink.has_reader(cancel)) {
-                return true;
+            let is_read = |cut_off: &&CutOff| cut_off.sink.has_reader(cancel);
+            if !kept
+                .iter()
+                .any(|cut_off| is_waited_for(cut_off) && is_read(&cut_off))
+            {
+                return !kept.iter().any(|cut_off| is_read(&cut_off));
             }
             drop(kept);
-            if Instant::now() >= until {
-                return false;
-            }
             std::thread::sleep(READER_POLL);
         }
     }

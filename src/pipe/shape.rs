@@ -61,6 +61,8 @@ struct Current {
     taken: u64,
     told: u64,
     ended: bool,
+    /// Whether its first piece was given out.
+    begun: bool,
     inflate: Option<Decompressor>,
     spool: Option<Spool>,
     part_bytes: Option<u32>,
@@ -108,28 +110,21 @@ impl Shaper {
                 return Ok(None);
             };
             if let Some(bytes) = self.out.pop_front() {
-                let from = current.told;
-                current.told = current.taken;
-                let object = current.object.clone();
-                let to = current.taken;
-                return Ok(Some(Piece {
-                    object,
-                    bytes,
-                    from,
-                    to,
-                    ends_object: current.ended,
-                }));
+                return Ok(Some(current.piece(bytes)));
             }
             if !current.advance(&mut self.out)? {
                 if !current.ended {
                     return Ok(None);
+                }
+                if !current.begun {
+                    // It inflates to nothing, and counts all the same.
+                    return Ok(Some(current.piece(Bytes::new())));
                 }
                 self.current = None;
             }
         }
     }
 }
-
 impl Current {
     fn begin(shape: Shape, chunk: &Chunk, out: &mut VecDeque<Bytes>) -> Result<Self> {
         let inflate = shape.gzip.then(|| Decompressor::new(Some(Codec::Gzip)));
@@ -150,6 +145,7 @@ impl Current {
             taken: 0,
             told: 0,
             ended: false,
+            begun: false,
             inflate,
             spool: shape
                 .part_bytes
@@ -158,6 +154,19 @@ impl Current {
             part_bytes: shape.part_bytes,
             framing,
         })
+    }
+
+    fn piece(&mut self, bytes: Bytes) -> Piece {
+        let from = std::mem::replace(&mut self.told, self.taken);
+        Piece {
+            object: self.object.clone(),
+            bytes,
+            from,
+            to: self.taken,
+            ends_object: self.ended,
+            begins_item: !std::mem::replace(&mut self.begun, true),
+            is_plain: false,
+        }
     }
 
     /// Hands on bytes as they are delivered, but for the frame.

@@ -3,13 +3,14 @@
 //! It works in the thread of its channel: decompressing takes none of the network's threads, and a channel whose reader
 //! is slow decompresses no more than it can write.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::piece::Piece;
 use super::shape::{Shape, Shaper};
 use crate::error::{Error, Result};
 use crate::input::{Item, Place, Script};
-use crate::object::ObjectUri;
+use crate::object::{ObjectId, ObjectUri};
 use crate::prefetch::{BlockingReader, Chunk, Next, ObjectReader};
 
 /// One epoch.
@@ -20,6 +21,8 @@ pub struct EpochStream {
     script: Option<Script>,
     shape: Shape,
     shaper: Shaper,
+    /// The object of the latest chunk, where chunks are delivered as they are.
+    latest: Option<Arc<ObjectId>>,
     /// The object whose first byte is due.
     due: Option<(ObjectUri, Place)>,
     /// Where the object stands that is being delivered.
@@ -55,6 +58,7 @@ impl EpochStream {
             script,
             shape,
             shaper: Shaper::new(shape),
+            latest: None,
             due: None,
             current: None,
         }
@@ -76,7 +80,18 @@ impl EpochStream {
 
     fn plain(&mut self, limit: Duration) -> Result<Given> {
         Ok(match self.reader.next_chunk_timeout(limit)? {
-            Next::Chunk(chunk) => Given::Piece(chunk.into()),
+            Next::Chunk(chunk) => {
+                // The same object twice in a row comes in two `Arc`s; the first one may be entered in its middle.
+                let begins_item = self
+                    .latest
+                    .as_ref()
+                    .is_none_or(|latest| chunk.offset == 0 && !Arc::ptr_eq(latest, &chunk.object));
+                self.latest = Some(chunk.object.clone());
+                Given::Piece(Piece {
+                    begins_item,
+                    ..chunk.into()
+                })
+            }
             Next::TimedOut => Given::TimedOut,
             Next::End => Given::End,
         })
@@ -126,6 +141,8 @@ impl EpochStream {
                     from: offset,
                     to: offset,
                     ends_object: true,
+                    begins_item: true,
+                    is_plain: false,
                 })
             }
         }

@@ -22,10 +22,9 @@ use super::stream::{Leftovers, Piece, PlanEvent, Source, Stream, Take};
 use super::verify::Verdict;
 use super::window::ReadWindow;
 use crate::buffer::{MemoryBudget, PartBuf, Reservation, class_bytes};
-use crate::checksum::Checksum;
 use crate::client::GetMeta;
 use crate::error::{Error, Result};
-use crate::object::ObjectUri;
+use crate::object::{ObjectMeta, ObjectUri};
 
 /// After this many parts for consumers that wait, one goes to read-ahead, so that it never starves wholly.
 const URGENT_RUN: u32 = 7;
@@ -323,7 +322,7 @@ impl Core {
         &mut self,
         id: StreamId,
         serial: u64,
-        answer: Result<Option<Checksum>>,
+        answer: Result<ObjectMeta>,
     ) -> Option<Waker> {
         self.streams.get_mut(&id)?.checked(serial, answer)
     }

@@ -16,14 +16,14 @@ use crate::buffer::{PartBuf, class_bytes};
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumPolicy};
 use crate::client::GetMeta;
 use crate::error::{Error, Result};
-use crate::object::{ByteRange, ObjectId, ObjectUri};
+use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 
 /// One object to read, as a listing or the caller describes it.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) id: ObjectId,
     pub(super) algorithm: Option<ChecksumAlgorithm>,
-    /// Where reading begins. Beyond 0 the object must be the only one of its stream.
+    /// Where reading begins. Beyond 0 the object must be the first one of its stream.
     pub(super) start: u64,
     /// The CRC of the bytes before, so that the whole can be judged.
     pub(super) before: Option<Checksum>,
@@ -211,7 +211,7 @@ impl Cursor {
 #[derive(Debug)]
 struct Check {
     serial: u64,
-    answer: Option<Result<Option<Checksum>>>,
+    answer: Option<Result<ObjectMeta>>,
     abort: AbortHandle,
 }
 
@@ -469,7 +469,9 @@ impl Stream {
         }
         let first = grid.part_at(planned.start, cursor.size_bytes(), lead);
         let in_parts = planned.start > 0 || first.end < cursor.size_bytes();
-        let head = (in_parts && algorithm.is_some()).then(|| {
+        // A HEAD asks for the newest version.
+        let is_newest = cursor.object.version_id.is_none();
+        let head = (in_parts && is_newest && algorithm.is_some()).then(|| {
             let (abort, registration) = AbortHandle::new_pair();
             self.checks.push_back(Check {
                 serial,
@@ -629,11 +631,7 @@ impl Stream {
     }
 
     /// The answer to a request for an object's checksum.
-    pub(super) fn checked(
-        &mut self,
-        serial: u64,
-        answer: Result<Option<Checksum>>,
-    ) -> Option<Waker> {
+    pub(super) fn checked(&mut self, serial: u64, answer: Result<ObjectMeta>) -> Option<Waker> {
         let check = self
             .checks
             .iter_mut()
@@ -731,8 +729,6 @@ impl Stream {
         let answer = check
             .and_then(|at| self.checks.remove(at))
             .and_then(|check| check.answer);
-        // A HEAD that fails (it may be forbidden where GET is not) leaves the object unverified.
-        let expected = answer.and_then(Result::ok).flatten();
-        Some(std::mem::take(&mut self.verifier).judge(&part.object, expected, policy))
+        Some(std::mem::take(&mut self.verifier).judge(&part.object, answer, policy))
     }
 }

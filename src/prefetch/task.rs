@@ -183,6 +183,30 @@ impl Prefetcher {
         self.read_with(objects, Lead::Large)
     }
 
+    /// The same from byte `start` of the first object on, as the closure says when it is known which one that is. An object
+    /// whose version is not known is read from its beginning, and so is one that has no byte there; what is read from the
+    /// middle counts as unverified.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_all_from(
+        &self,
+        objects: BoxStream<'static, Result<ObjectMeta>>,
+        start: impl FnOnce(&ObjectMeta) -> u64 + Send + 'static,
+    ) -> Result<ObjectReader> {
+        let mut start = Some(start);
+        let planned = objects.map(move |meta| {
+            let meta = meta?;
+            let start = start.take().map_or(0, |start| start(&meta));
+            let can_start = meta.id.is_pinned() && start < meta.size_bytes;
+            Ok(Planned {
+                start: if can_start { start } else { 0 },
+                ..Planned::whole(meta.id, meta.checksum_algorithm)
+            })
+        });
+        self.open(planned.boxed(), Lead::Any, u64::MAX)
+    }
+
     fn read_with(
         &self,
         objects: BoxStream<'static, Result<ObjectMeta>>,
@@ -312,7 +336,7 @@ impl Shared {
     }
 
     async fn check(self: Arc<Self>, stream: StreamId, serial: u64, uri: ObjectUri) {
-        let answer = self.client.head(&uri).await.map(|meta| meta.checksum);
+        let answer = self.client.head(&uri).await;
         let wake = self.lock().checked(stream, serial, answer);
         if let Some(waker) = wake {
             waker.wake();

@@ -1,5 +1,6 @@
 //! The block cache as its users see it: a client that reads through it, many processes over one, disks that fail.
 
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -434,6 +435,65 @@ async fn the_second_epoch_of_the_engine_is_from_the_disk() {
         assert!(cache.flush(PATIENCE));
         server.clear_log();
     }
+}
+
+/// Its first blocks are missing, its last ones are there: what is fetched is the beginning of the object only, and must not
+/// be compared with the CRC of the whole.
+#[tokio::test]
+async fn a_whole_object_of_which_the_beginning_is_missing_is_compared_at_its_end() {
+    const SIZE: u64 = 1 << 20;
+    let server = FakeS3::start().unwrap();
+    server.put_synthetic("bucket", "k", SIZE, 5);
+    let dir = tempfile::tempdir().unwrap();
+    let uri = ObjectUri::s3("bucket", "k");
+    let mut bytes = vec![0; SIZE as usize];
+    fake_s3::content(5, 0, &mut bytes);
+    let metrics = Arc::new(Metrics::default());
+    let bare = connect(&server.endpoint(), &metrics).await;
+    let id = bare.head(&uri).await.unwrap().id;
+    let fill = |cache: BlockCache| {
+        let client = CachedClient::new(bare.clone(), cache.clone());
+        let id = id.clone();
+        async move {
+            let mut whole = PartBuf::heap(SIZE as usize);
+            client
+                .get(&id, ByteRange::new(0, SIZE), &mut whole)
+                .await
+                .unwrap();
+            assert!(cache.flush(PATIENCE));
+            whole.freeze()
+        }
+    };
+    let cache = BlockCache::open(config(dir.path()), metrics.clone()).unwrap();
+    let block_bytes = cache.block_bytes();
+    assert!(fill(cache).await[..] == bytes);
+    // The first half is forgotten: its records become those of nothing.
+    let inner = |path: PathBuf| {
+        std::fs::read_dir(path)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path()
+    };
+    let map = inner(inner(dir.path().join("entries"))).join("map");
+    let file = std::fs::File::options().write(true).open(&map).unwrap();
+    let records = SIZE / block_bytes * 8;
+    let at = file.metadata().unwrap().len() - records;
+    file.write_all_at(&vec![0; records as usize / 2], at)
+        .unwrap();
+
+    let metrics = Arc::new(Metrics::default());
+    let cache = BlockCache::open(config(dir.path()), metrics.clone()).unwrap();
+    server.clear_log();
+    assert!(fill(cache).await[..] == bytes);
+    let gets = server
+        .log()
+        .iter()
+        .filter(|line| line.method == "GET")
+        .count();
+    assert_eq!(gets, 1);
+    assert_eq!(metrics.snapshot().checksums_verified, 1);
 }
 
 async fn connect(endpoint: &str, metrics: &Arc<Metrics>) -> Arc<dyn ObjectClient> {

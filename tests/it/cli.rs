@@ -232,6 +232,43 @@ fn cat_takes_what_is_no_object_as_a_prefix() {
     assert_eq!(quietly(&server, &args), "alpha\nzero\none\ntwo\nbeta\n");
 }
 
+/// An object that goes away is an error, whatever else begins with its name: part of it may have been written already.
+#[test]
+fn cat_takes_no_object_that_went_away_for_a_prefix() {
+    let server = server();
+    server.put_synthetic("bkt", "big", 3 << 20, 1);
+    server.put("bkt", "big.idx", b"index");
+    server.put("bkt", "dir/bb", b"sibling");
+    let gone = |key: &str, skip| {
+        let effect = Effect::Status {
+            status: 404,
+            code: "NoSuchKey".into(),
+        };
+        server.script(
+            key,
+            vec![Rule::new(effect).operations(&[Operation::Get]).skip(skip)],
+        );
+    };
+    gone("bkt/big", 1);
+    gone("bkt/dir/b", 0);
+    let mut big = vec![0; 3 << 20];
+    fake_s3::content(1, 0, &mut big);
+    let cases: [(&[&str], &[u8]); 2] = [
+        (&["cat", "s3://bkt/big", "--part-size", "1MiB"], &big),
+        // The first one lists it; the second one names it, and comes later.
+        (&["cat", "s3://bkt/dir/", "s3://bkt/dir/b"], b"alpha\n"),
+    ];
+    for (args, expected) in cases {
+        let output = run(&server, args);
+        assert_eq!(code(&output), 3, "{}", text(&output.stderr));
+        assert!(
+            !output.stdout.is_empty() && expected.starts_with(&output.stdout),
+            "{args:?}: {} bytes",
+            output.stdout.len()
+        );
+    }
+}
+
 #[test]
 fn files_are_read_like_objects() {
     let server = server();
@@ -1312,6 +1349,24 @@ fn a_cache_is_warmed_shown_verified_and_emptied() {
         .into_iter()
         .filter(|(what, key)| *what == Operation::Get && !key.is_empty());
     assert_eq!(gets.count(), 6);
+
+    // However the endpoint is spelled, and wherever that is said.
+    let slash = format!("{}/", server.endpoint());
+    let spelled = [&warm[..], &["--endpoint-url", &slash]].concat();
+    assert_eq!(json(&spelled)["fetched_bytes"], 0);
+    let profile = dir.path().join("config");
+    let said = format!(
+        "[profile other]\nendpoint_url = {slash}\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    );
+    std::fs::write(&profile, said).unwrap();
+    let args = ["cache", warm[0], warm[1], warm[2], "--cache", at, "--json"];
+    let output = command(&server, &[&args[..], &["--profile", "other"]].concat())
+        .env("AWS_CONFIG_FILE", &profile)
+        .env_remove("AWS_ENDPOINT_URL")
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["fetched_bytes"], 0, "{report}");
 
     let stat = json(&["stat"]);
     assert_eq!(

@@ -72,6 +72,7 @@ impl Mounted {
         let mut args = vec!["mount", uri, &path];
         args.extend(more);
         let mut child = standpipe(server, &args)
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -96,6 +97,19 @@ impl Mounted {
 
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Unmounts; what it counted, of a mount with `--json`.
+    pub(crate) fn counted(mut self) -> serde_json::Value {
+        fuse::unmount(self.dir.path(), true).unwrap();
+        let (code, said) = self.ended();
+        assert_eq!(code, Some(0), "{said}");
+        let mut text = String::new();
+        let stdout = self.child.stdout.take().unwrap();
+        { stdout }.read_to_string(&mut text).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(report["command"], "mount");
+        report["metrics"].clone()
     }
 
     fn signal(&mut self, signal: rustix::process::Signal) {
@@ -123,13 +137,13 @@ impl Drop for Mounted {
     }
 }
 
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     fake_s3::content(seed, 0, &mut bytes);
     bytes
 }
 
-fn server(keys: &[(&str, &[u8])]) -> FakeS3 {
+pub(crate) fn server(keys: &[(&str, &[u8])]) -> FakeS3 {
     let server = FakeS3::start().unwrap();
     for (key, content) in keys {
         server.put("b", key, content);
@@ -251,7 +265,10 @@ fn every_write_is_erofs() {
 fn failures_have_their_errno_and_a_log_line() {
     let big = bytes(1, 3 << 20);
     let server = server(&[("d/replaced", &big), ("d/refused", &big), ("d/gone", &big)]);
-    let mut mount = Mounted::new(&server, "s3://b/d/");
+    let mounts = BOTH_WAYS.map(|more| {
+        let dir = tempfile::tempdir().unwrap();
+        Mounted::at(&server, "s3://b/d/", dir, &more)
+    });
     server.replace("b", "d/replaced", &bytes(2, 3 << 20));
     server.delete("b", "d/gone");
     let denied = Effect::Status {
@@ -259,6 +276,10 @@ fn failures_have_their_errno_and_a_log_line() {
         code: String::new(),
     };
     server.script("b/d/refused", vec![Rule::new(denied)]);
+    mounts.into_iter().for_each(fails_and_says_so);
+}
+
+fn fails_and_says_so(mut mount: Mounted) {
     for (name, expected) in [
         ("replaced", rustix::io::Errno::STALE),
         ("gone", rustix::io::Errno::STALE),
@@ -304,18 +325,22 @@ fn faults_are_healed() {
     assert!(fs::read(mount.path("f")).unwrap() == content);
 }
 
+/// Whether the kernel asks for each open, or for none.
+pub(crate) const BOTH_WAYS: [[&str; 2]; 2] = [["--open", "per-file"], ["--open", "none"]];
+
 /// M9: files behave as files: seeks, maps, descriptors, direct reads, programs.
 #[test]
 fn files_behave_as_files() {
+    for [open, how] in BOTH_WAYS {
+        files_behave(&["-o", "ro,fmask=0222,allow_other", open, how]);
+    }
+}
+
+fn files_behave(more: &[&str]) {
     let content = bytes(4, 2_500_001);
     let server = server(&[("d/f", &content), ("d/run.sh", b"#!/bin/sh\necho ran $1\n")]);
     let dir = tempfile::tempdir().unwrap();
-    let mount = Mounted::at(
-        &server,
-        "s3://b/d/",
-        dir,
-        &["-o", "ro,fmask=0222,allow_other"],
-    );
+    let mount = Mounted::at(&server, "s3://b/d/", dir, more);
     let mut file = File::open(mount.path("f")).unwrap();
     let mut some = [0; 1000];
     file.seek(SeekFrom::Start(2_000_000)).unwrap();
@@ -369,7 +394,7 @@ fn files_behave_as_files() {
 }
 
 #[expect(unsafe_code, reason = "maps are what is tested")]
-fn mapped(file: &File, content: &[u8]) {
+pub(crate) fn mapped(file: &File, content: &[u8]) {
     // SAFETY: the mount is read-only, and the object does not change.
     let shared = unsafe { memmap2::Mmap::map(file) }.unwrap();
     // SAFETY: as above; the copy is ours alone.
@@ -698,25 +723,6 @@ fn what_was_read_is_kept_in_the_cache() {
     assert!(fs::read(changed.path("small")).unwrap() == bytes(10, 100_000));
 }
 
-/// M16: local files are passed through to the kernel where it allows that, and read by way of us where not.
-#[test]
-fn local_files_are_served() {
-    let server = FakeS3::start().unwrap();
-    let data = tempfile::tempdir().unwrap();
-    let content = bytes(6, 3_000_000);
-    fs::create_dir(data.path().join("d")).unwrap();
-    fs::write(data.path().join("d/f"), &content).unwrap();
-    let mount = Mounted::new(&server, &format!("file://{}", data.path().display()));
-    assert!(fs::read(mount.path("d/f")).unwrap() == content);
-    let (one, two) = (
-        File::open(mount.path("d/f")).unwrap(),
-        File::open(mount.path("d/f")).unwrap(),
-    );
-    mapped(&one, &content);
-    drop(one);
-    mapped(&two, &content);
-}
-
 /// M17: real programs read what the objects hold.
 #[test]
 fn real_programs_read_the_objects() {
@@ -756,4 +762,22 @@ fn real_programs_read_the_objects() {
     assert_eq!(both[0], both[1]);
     assert!(shell("cd $1 && grep -rl needle .").contains("./needle.txt"));
     shell("stat -c '%w %s' $1/needle.txt && ls -laR $1 > /dev/null && df $1");
+}
+
+/// M22: checksums can't be required of a mount, which reads ranges: it says so and does not start.
+#[test]
+fn checksums_are_not_required_of_ranges() {
+    let server = server(&[("d/a", b"alpha")]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let output = standpipe(
+        &server,
+        &["mount", "s3://b/d/", path, "--checksums", "require"],
+    )
+    .output()
+    .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("use when-possible"), "{told}");
+    assert!(!fuse::is_mounted(dir.path()));
 }

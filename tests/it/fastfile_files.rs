@@ -126,6 +126,30 @@ fn files_without_a_mount() {
     use_them(&over(&client, Some(cache(dir.path()))), &big);
 }
 
+/// L6: a read that is longer than the memory is made in slices: it goes beyond the memory no more than a short one does.
+#[test]
+fn a_read_longer_than_the_memory_keeps_to_it() {
+    let big = content(3, 9_000_001);
+    let client = in_memory(&[("d/big", &big)]);
+    let mut reads = reads();
+    reads.memory_bytes = 2 << 20;
+    let files = FastFiles::builder("memory://b/d/".parse().unwrap())
+        .client(Arc::new(client))
+        .reads(reads)
+        .open()
+        .unwrap();
+    let mut file = files.open_file("big").unwrap();
+    let mut into = vec![0; big.len() + 5];
+    assert_eq!(file.read_at(&mut into, 0).unwrap(), big.len());
+    assert!(into[..big.len()] == big);
+    let mut whole = Vec::new();
+    file.read_to_end(&mut whole).unwrap();
+    assert!(whole == big);
+    let snapshot = files.open_files().snapshot();
+    assert_eq!(snapshot.overdraft_bytes, 0);
+    assert!(snapshot.reserved_bytes <= 2 << 20);
+}
+
 /// L2: calls that block work within a runtime, on its only thread.
 #[tokio::test]
 async fn blocking_calls_work_within_a_runtime() {

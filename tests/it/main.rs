@@ -9,6 +9,7 @@ mod content;
 mod fastfile;
 mod fastfile_files;
 mod fastfile_model;
+mod fastfile_opens;
 mod fastfile_programs;
 mod fastfile_read;
 mod faults;

@@ -559,6 +559,37 @@ fn the_grace_period_ends_the_wait_and_not_the_epoch() {
     assert!(is_readable(&file, HANG), "dropping the server closes it");
 }
 
+/// P26: when one channel fails, the readers of the others find the reason beside their FIFOs and no end, and are given
+/// the same grace, counted from the moment that they were cut off.
+#[test]
+fn a_failure_gives_the_readers_of_other_channels_their_grace() {
+    // The other one is stuck in its first object, which is more than its pipe holds.
+    let mut stage = Stage::faulty(&[3 << 20, 10], unreadable(1));
+    stage.config.failure_grace = Duration::from_secs(4);
+    let server = stage.start(&["train", "other"]).unwrap();
+    let mut failing = open_nonblocking(&stage.path("train_0"));
+    let other = open_nonblocking(&stage.path("other_0"));
+    assert!(is_readable(&other, HANG), "both have begun");
+    let first = &stage.objects[0];
+    assert!(drain(&mut failing)[..first.len()] == first[..]);
+    // The failed one's reader has seen enough: the server ends.
+    drop(failing);
+    let (outcome, server) = wait(server);
+    assert!(outcome.is_err());
+    let told = std::fs::read_dir(stage.path("")).unwrap();
+    let told: Vec<_> = told.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        told.iter().any(|name| name == "other_0.error.json"),
+        "{told:?}"
+    );
+    assert!(!server.outlast_grace(|| false), "somebody reads");
+    let begun = Instant::now();
+    assert!(!server.outlast_grace(|| true), "it reads to the end");
+    assert!(begun.elapsed() > Duration::from_secs(1));
+    drop(other);
+    assert!(server.outlast_grace(|| true), "nobody reads");
+}
+
 /// P14: a failure is told although nobody has opened the FIFO.
 #[test]
 fn a_failure_before_the_open_is_told_at_once() {

@@ -209,13 +209,15 @@ fn endpoint_url(config: &S3Config, sdk_config: &SdkConfig) -> Option<String> {
         .map(with_closed_path)
 }
 
-/// The SDK's rules glue a bucket to the endpoint's path as it is: `/base` would become `/basebucket`.
-fn with_closed_path(mut url: String) -> String {
+/// One spelling for one endpoint: caches know stores by it. The SDK's rules glue a bucket to the endpoint's path as it is:
+/// `/base` would become `/basebucket`.
+fn with_closed_path(url: String) -> String {
     let has_path = url.parse().is_ok_and(|uri: http::Uri| uri.path().len() > 1);
-    if has_path && !url.ends_with('/') {
-        url.push('/');
+    let bare = url.trim_end_matches('/');
+    match has_path {
+        true => format!("{bare}/"),
+        false => bare.to_owned(),
     }
-    url
 }
 
 fn sdk_builder(

@@ -52,8 +52,20 @@ impl FastFile {
     /// # Errors
     /// What the client said of the byte at `offset`.
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        let read = self.pieces_at(offset, into.len()).map_err(to_io)?;
-        Ok(read.copy_to(into))
+        let mut filled = 0;
+        // In slices, so that a long read takes no more memory than a short one.
+        for slice in into.chunks_mut(self.file.file().slice_bytes()) {
+            let read = match self.pieces_at(offset + filled as u64, slice.len()) {
+                Err(_) if filled > 0 => break,
+                read => read.map_err(to_io)?,
+            };
+            let (wanted, n) = (slice.len(), read.copy_to(slice));
+            filled += n;
+            if n < wanted {
+                break;
+            }
+        }
+        Ok(filled)
     }
 
     /// The same, and all of it.
@@ -70,12 +82,18 @@ impl FastFile {
         Ok(())
     }
 
-    /// Reads at any offset without a copy; the bytes' memory is the files' until they are dropped.
+    /// Reads at any offset without a copy; the bytes' memory is the files' until they are dropped: a long read is better
+    /// made in slices of [`slice_bytes`](Self::slice_bytes).
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).
     pub async fn read_at_async(&self, offset: u64, len: usize) -> Result<Pieces> {
         self.file.read_at(offset, len).await
+    }
+
+    /// What one read without a copy should ask for at most, in bytes.
+    pub fn slice_bytes(&self) -> usize {
+        self.file.file().slice_bytes()
     }
 
     fn pieces_at(&self, offset: u64, len: usize) -> Result<Pieces> {
@@ -194,7 +212,8 @@ impl AsyncRead for AsyncFile {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.rest.is_empty() {
-            let (file, position, len) = (self.file.clone(), self.position, into.remaining());
+            let (file, position) = (self.file.clone(), self.position);
+            let len = into.remaining().min(file.file().slice_bytes());
             let read = async move { file.read_at(position, len).await };
             let reading = self.reading.get_or_insert_with(|| read.boxed());
             let read = ready!(reading.poll_unpin(cx));

@@ -3,17 +3,14 @@
 //! Each method answers from memory or moves its reply into a task. Everything that would write is EROFS, although the
 //! kernel refuses it before for a mount that is read-only.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Waker};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle,
@@ -22,17 +19,17 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle as Runtime;
 
-use super::opens::{Handle, Opens};
+use super::opens::Opens;
 use super::options::MountOptions;
+use super::unopened::Unopened;
 use crate::cache::Glance;
 use crate::error::Error;
 use crate::fastfile::errno;
 use crate::fastfile::source::{OpenFile, Source};
 use crate::fastfile::tree::{Attributes, Ino, Namespace, Step};
-use crate::object::{ByteRange, Scheme};
+use crate::object::Scheme;
 use crate::runtime;
 
 /// A snapshot never changes.
@@ -62,14 +59,25 @@ const COOKIE_SHIFT: u64 = 2;
 pub(super) struct Files(Arc<Shared>);
 
 #[derive(Debug)]
-struct Shared {
-    namespace: Arc<Namespace>,
-    source: Arc<dyn Source>,
+pub(super) struct Shared {
+    pub(super) namespace: Arc<Namespace>,
+    pub(super) source: Arc<dyn Source>,
     options: MountOptions,
     opens: Opens<BackingId>,
-    runtime: Runtime,
+    pub(super) unopened: Unopened,
+    pub(super) runtime: Runtime,
     /// Off once the kernel has refused: asking costs a system call per open.
     passthrough: AtomicBool,
+    /// Whether the kernel opens files, and folders, without asking if it is told so.
+    can_do_without: OnceLock<CanDoWithout>,
+    /// Whether it was told so; decided when the first file is opened, for good.
+    is_without_opens: OnceLock<bool>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct CanDoWithout {
+    opens: bool,
+    opendirs: bool,
 }
 
 impl Files {
@@ -83,14 +91,17 @@ impl Files {
             source,
             options: options.clone(),
             opens: Opens::default(),
+            unopened: Unopened::new(Instant::now()),
             runtime: runtime::handle(),
             passthrough: AtomicBool::new(false),
+            can_do_without: OnceLock::new(),
+            is_without_opens: OnceLock::new(),
         }))
     }
 }
 
 /// Logs the failure and says what the program sees.
-fn failed(what: &str, error: &Error, tell: bool) -> Errno {
+pub(super) fn failed(what: &str, error: &Error, tell: bool) -> Errno {
     let errno = errno::errno(error);
     if tell {
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
@@ -233,6 +244,9 @@ impl Shared {
         let decide = |whole: &File| self.backing(whole, &reply);
         let (handle, backing) = self.opens.open(ino, file.clone(), whole, decide);
         let handle = FileHandle(handle);
+        let metrics = self.source.metrics();
+        metrics.opens.add(1);
+        metrics.passthrough_opens.add(u64::from(backing.is_some()));
         match backing {
             Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
             None => reply.opened(
@@ -247,7 +261,7 @@ impl Shared {
 
     /// Whether it matters that a file is whole. What lies in a local directory can change, so it is left to the kernel or
     /// compared at each read.
-    fn asks_for_whole(&self, file: &dyn OpenFile) -> bool {
+    pub(super) fn asks_for_whole(&self, file: &dyn OpenFile) -> bool {
         let is_local = file.object().id.uri.scheme() == Scheme::File;
         file.may_be_whole() && (self.passthrough.load(Ordering::Relaxed) || !is_local)
     }
@@ -265,6 +279,31 @@ impl Shared {
                 None
             }
         }
+    }
+
+    /// Whether files are read without being opened.
+    pub(super) fn is_without_opens(&self) -> bool {
+        self.is_without_opens.get().copied().unwrap_or_default()
+    }
+
+    /// The same; decided now at the latest, by what is known of the listing. The kernel asks no more once it was told
+    /// not to, so it must hear the same each time.
+    fn decide_about_opens(&self) -> bool {
+        *self.is_without_opens.get_or_init(|| {
+            let tree = self.namespace.tree();
+            let (files, bytes) = (tree.files(), tree.total_bytes());
+            let are_local = tree.root().scheme() == Scheme::File;
+            drop(tree);
+            let wanted = self
+                .options
+                .open
+                .is_without_messages(files, bytes, are_local);
+            let can = self.can_do_without.get().is_some_and(|can| can.opens);
+            if wanted && !can {
+                tracing::info!("the kernel asks for each open: it is too old to do without");
+            }
+            wanted && can
+        })
     }
 
     fn xattr(&self, ino: Ino, name: &OsStr) -> Option<String> {
@@ -297,64 +336,6 @@ fn absent() -> FileAttr {
     }
 }
 
-/// What of a read lies within the object.
-fn within(offset: u64, size: u32, size_bytes: u64) -> ByteRange {
-    let start = offset.min(size_bytes);
-    ByteRange::new(start, start.saturating_add(u64::from(size)).min(size_bytes))
-}
-
-/// Polls once, for no waker: whoever goes on polls again.
-fn is_done(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
-    let mut context = Context::from_waker(Waker::noop());
-    Pin::new(future).poll(&mut context).is_ready()
-}
-
-thread_local! {
-    /// What is on its way from a file to the kernel; it stays in the CPU's cache.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Answers from a whole file's pages, if they are in memory; gives `reply` back if not, or if the disk fails: then the
-/// bytes come by the way that can wait, and knows other sources.
-fn read_at_once(whole: Option<&File>, range: ByteRange, reply: ReplyData) -> Option<ReplyData> {
-    let Some(whole) = whole else {
-        return Some(reply);
-    };
-    let len = range.len() as usize;
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < len {
-            buffer.resize(len, 0);
-        }
-        let mut into = [IoSliceMut::new(&mut buffer[..len])];
-        match rustix::io::preadv2(whole, &mut into, range.start, ReadWriteFlags::NOWAIT) {
-            Ok(n) if n == len => {
-                reply.data(&buffer[..len]);
-                None
-            }
-            _ => Some(reply),
-        }
-    })
-}
-
-async fn read(handle: Arc<Handle>, range: ByteRange, reply: ReplyData) {
-    match handle.file.read(range).await {
-        Ok(bytes) if bytes.len() as u64 == range.len() => reply.data(&bytes),
-        // The kernel would put zeroes in place of what is missing.
-        Ok(bytes) => {
-            let short = Error::Internal {
-                what: format!("a read of {range} gave {} bytes and", bytes.len()),
-            };
-            reply.error(read_failed(&handle, range, &short));
-        }
-        Err(error) => reply.error(read_failed(&handle, range, &error)),
-    }
-}
-
-fn read_failed(handle: &Handle, range: ByteRange, error: &Error) -> Errno {
-    let what = format!("{}: reading {range}", handle.file.object().id.uri);
-    failed(&what, error, handle.tells())
-}
-
 fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     match size as usize {
         0 => reply.size(value.len() as u32),
@@ -380,6 +361,11 @@ impl Filesystem for Files {
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(STACK_DEPTH).is_ok();
         self.0.passthrough.store(passthrough, Ordering::Relaxed);
+        let can = config.capabilities();
+        let _ = self.0.can_do_without.set(CanDoWithout {
+            opens: can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
+            opendirs: can.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+        });
         Ok(())
     }
 
@@ -416,6 +402,9 @@ impl Filesystem for Files {
         if flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
             return reply.error(Errno::EROFS);
         }
+        if self.0.decide_about_opens() {
+            return reply.error(Errno::ENOSYS);
+        }
         let ino = Ino(ino.0);
         let Some(object) = self.0.namespace.tree().object(ino) else {
             return reply.error(Errno::EISDIR);
@@ -442,7 +431,7 @@ impl Filesystem for Files {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -450,22 +439,12 @@ impl Filesystem for Files {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(handle) = self.0.opens.get(fh.0) else {
-            return reply.error(Errno::EBADF);
-        };
-        let range = within(offset, size, handle.file.object().size_bytes);
-        if range.is_empty() {
-            return reply.data(&[]);
+        if self.0.is_without_opens() {
+            return self.0.serve_unopened(Ino(ino.0), offset, size, reply);
         }
-        let Some(reply) = read_at_once(handle.whole.as_ref(), range, reply) else {
-            return;
-        };
-        let runtime = &self.0.runtime;
-        let mut read = Box::pin(read(handle, range, reply));
-        // Begun here, in the order in which the kernel asks; whatever is not there yet goes on in a task.
-        let _within = runtime.enter();
-        if !is_done(&mut read) {
-            runtime.spawn(read);
+        match self.0.opens.get(fh.0) {
+            Some(handle) => self.0.serve(handle, offset, size, reply),
+            None => reply.error(Errno::EBADF),
         }
     }
 
@@ -483,7 +462,11 @@ impl Filesystem for Files {
         reply.ok();
     }
 
+    /// Told once that nobody wants to know, the kernel asks no more, and keeps what it has read of folders all the same.
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.0.can_do_without.get().is_some_and(|can| can.opendirs) {
+            return reply.error(Errno::ENOSYS);
+        }
         let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
         reply.opened(FileHandle(0), flags);
     }

@@ -12,7 +12,7 @@ use crate::fastfile::source::OpenFile;
 use crate::fastfile::tree::Ino;
 
 /// Beyond so many open files no more descriptors are kept for them.
-const MOST_WHOLE: usize = 256;
+pub(super) const MOST_WHOLE: usize = 256;
 
 /// An open file.
 #[derive(Debug)]
@@ -26,6 +26,20 @@ pub(super) struct Handle {
 }
 
 impl Handle {
+    /// `whole` is kept where the kernel does not read that by itself.
+    pub(super) fn new(ino: Ino, file: Arc<dyn OpenFile>, whole: Option<File>) -> Self {
+        Self {
+            ino,
+            file,
+            whole,
+            told: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.file.object().size_bytes
+    }
+
     /// Whether to log a failure: each handle's first.
     pub(super) fn tells(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
@@ -87,12 +101,8 @@ impl<B> Opens<B> {
         let backing = open.backing.clone();
         let number = inner.next;
         inner.next += 1;
-        let handle = Handle {
-            ino,
-            file,
-            whole: whole.filter(|_| backing.is_none() && has_room),
-            told: AtomicBool::new(false),
-        };
+        let whole = whole.filter(|_| backing.is_none() && has_room);
+        let handle = Handle::new(ino, file, whole);
         inner.handles.insert(number, Arc::new(handle));
         (number, backing)
     }
@@ -115,21 +125,39 @@ impl<B> Opens<B> {
     }
 }
 
+/// Handles that only a test opens.
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use super::*;
     use crate::cache::Glance;
     use crate::error::Result;
-    use crate::object::{ByteRange, ObjectMeta};
+    use crate::object::{ByteRange, ObjectId, ObjectMeta};
     use bytes::Bytes;
     use futures::future::BoxFuture;
 
     #[derive(Debug)]
-    struct Unread;
+    pub(in super::super) struct Unread(ObjectMeta);
+
+    impl Unread {
+        pub(in super::super) fn file(size_bytes: u64) -> Arc<dyn OpenFile> {
+            let uri = "memory://b/k".parse().expect("a URI");
+            Arc::new(Self(ObjectMeta {
+                id: ObjectId::unpinned(uri),
+                size_bytes,
+                last_modified: None,
+                checksum_algorithm: None,
+                checksum: None,
+            }))
+        }
+    }
+
+    pub(in super::super) fn handle(ino: u64, size_bytes: u64) -> Handle {
+        Handle::new(Ino(ino), Unread::file(size_bytes), None)
+    }
 
     impl OpenFile for Unread {
         fn object(&self) -> &ObjectMeta {
-            unreachable!("only open")
+            &self.0
         }
 
         fn read(&self, _: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
@@ -148,16 +176,19 @@ mod tests {
             Glance::Unknown
         }
     }
+}
 
-    fn file() -> Arc<dyn OpenFile> {
-        Arc::new(Unread)
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn the_first_open_decides_until_the_last_close() {
         let opens = Opens::<&str>::default();
         let whole = || File::open("/dev/null").ok();
-        let open = |would: Option<&'static str>| opens.open(Ino(7), file(), whole(), |_| would);
+        let open = |would: Option<&'static str>| {
+            opens.open(Ino(7), testing::Unread::file(1), whole(), |_| would)
+        };
         let (first, backing) = open(None);
         assert_eq!(backing, None);
         let (second, backing) = open(Some("whole by now"));
@@ -180,7 +211,7 @@ mod tests {
                 .get(passed)
                 .is_some_and(|handle| handle.whole.is_none())
         );
-        let (ours, _) = opens.open(Ino(8), file(), whole(), |_| None);
+        let (ours, _) = opens.open(Ino(8), testing::Unread::file(1), whole(), |_| None);
         assert!(opens.get(ours).is_some_and(|handle| handle.whole.is_some()));
     }
 }

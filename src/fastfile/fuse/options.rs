@@ -3,6 +3,7 @@
 use fuser::MountOption;
 use rustix::mount::MountFlags;
 
+use super::unopened::Opening;
 use crate::error::{Error, Result};
 
 /// How the mount looks to its users.
@@ -25,6 +26,8 @@ pub struct MountOptions {
     /// Files that lie whole on a local disk are read by way of us all the same. Slower; but what the disk fails to read is
     /// then fetched, and not the reader's EIO.
     pub no_passthrough: bool,
+    /// Whether the kernel asks for each file that is opened.
+    pub open: Opening,
 }
 
 impl Default for MountOptions {
@@ -40,6 +43,7 @@ impl Default for MountOptions {
             dmask: 0o222,
             noexec: false,
             no_passthrough: false,
+            open: Opening::default(),
         }
     }
 }
@@ -81,6 +85,7 @@ impl MountOptions {
             "noexec" => self.noexec = true,
             "exec" => self.noexec = false,
             "no_passthrough" => self.no_passthrough = true,
+            "open" => self.open = value.unwrap_or_default().parse()?,
             "uid" => self.uid = number(10)?,
             "gid" => self.gid = number(10)?,
             "umask" => (self.fmask, self.dmask) = (number(8)?, number(8)?),
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn options_as_fstab_writes_them() {
         let mut options = MountOptions::default();
-        let stray = options.apply("ro,allow_other,,uid=7,umask=027,fmask=0133,noauto,x-systemd.automount,cache=/c,no_passthrough,no_sign_request");
+        let stray = options.apply("ro,allow_other,,uid=7,umask=027,fmask=0133,noauto,x-systemd.automount,cache=/c,no_passthrough,open=per_file,no_sign_request");
         assert_eq!(
             stray.unwrap(),
             [
@@ -163,6 +168,8 @@ mod tests {
             ]
         );
         assert!(options.allow_other && options.uid == 7 && options.no_passthrough);
+        assert_eq!(options.open, Opening::PerFile);
+        assert!(options.apply("open").is_err() && options.apply("open=often").is_err());
         assert_eq!((options.mode(false), options.mode(true)), (0o444, 0o550));
         assert!(
             options

@@ -183,6 +183,7 @@ pub(super) struct Core {
     hungry: VecDeque<HandleId>,
     hints: VecDeque<(FileId, ByteRange)>,
     in_flight: usize,
+    in_flight_bytes: u64,
     reads_in_flight: usize,
     /// Tasks under way whose parts were given up: their memory is about to come back.
     revoking: usize,
@@ -203,6 +204,7 @@ impl Core {
             hungry: VecDeque::new(),
             hints: VecDeque::new(),
             in_flight: 0,
+            in_flight_bytes: 0,
             reads_in_flight: 0,
             revoking: 0,
             overdraft_bytes: 0,
@@ -541,7 +543,7 @@ impl Core {
             }
             self.demand.pop_front();
         }
-        if self.in_flight >= self.config.concurrency {
+        if !self.config.has_slot(self.in_flight, self.in_flight_bytes) {
             return None;
         }
         self.serve_hint().or_else(|| self.serve_window())
@@ -567,15 +569,15 @@ impl Core {
                 return None;
             }
             // Consumers hold it all: this read has only what it needs beyond the budget.
-            reservation = self.shrink(file, start);
+            reservation = self.reserve_or_overdraw(file, start);
         }
         self.demand.pop_front();
         self.reads_in_flight += 1;
         Some(Action::Fetch(self.issue(file, start, reservation)))
     }
 
-    /// Cuts a part that finds no memory down to a block.
-    fn shrink(&mut self, file: FileId, start: u64) -> Option<Reservation> {
+    /// Memory for a part, which goes beyond the budget when there is none.
+    fn reserve_or_overdraw(&mut self, file: FileId, start: u64) -> Option<Reservation> {
         let part = self.files.get_mut(&file)?.parts.get_mut(&start)?;
         let reservation = self.budget.try_reserve(class_bytes(part.end - start), 0);
         if reservation.is_none() {
@@ -590,13 +592,14 @@ impl Core {
         let object = file.object.clone();
         let part = file.parts.get_mut(&start).expect("a queued part");
         part.state = State::Fetching(handle);
-        self.in_flight += 1;
         let ticket = Ticket {
             file: file_id,
             serial: part.serial,
             range: ByteRange::new(start, part.end),
             cause: part.cause,
         };
+        self.in_flight += 1;
+        self.in_flight_bytes += ticket.range.len();
         Fetch {
             ticket,
             object,
@@ -775,6 +778,10 @@ impl Core {
         }
     }
 
+    pub(super) fn has_hints(&self) -> bool {
+        !self.hints.is_empty()
+    }
+
     /// A part's task has ended. Returns who waits for it, and what to drop.
     pub(super) fn complete(
         &mut self,
@@ -782,6 +789,7 @@ impl Core {
         arrived: &Arrived,
     ) -> (Vec<oneshot::Sender<Arrived>>, Garbage) {
         self.in_flight -= 1;
+        self.in_flight_bytes -= ticket.range.len();
         if ticket.cause == Cause::Read {
             self.reads_in_flight -= 1;
         }

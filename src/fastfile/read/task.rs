@@ -122,6 +122,16 @@ impl OpenFiles {
         &self.0.client
     }
 
+    /// Whether something that was to be fetched ahead has not been asked for yet.
+    pub(in crate::fastfile) fn has_hints(&self) -> bool {
+        self.0.lock().has_hints()
+    }
+
+    /// Their counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
     /// Their memory.
     pub fn budget(&self) -> &MemoryBudget {
         &self.0.budget
@@ -163,8 +173,17 @@ impl OpenFile {
         self.size_bytes
     }
 
+    /// What one read should ask for at most: what was read stays in the files' memory until its pieces are dropped, and
+    /// what comes next needs memory as well. A quarter of it, and no less than a part.
+    pub fn slice_bytes(&self) -> usize {
+        let config = &self.shared.config;
+        let slice = (config.memory_bytes / 4).max(config.part_bytes);
+        usize::try_from(slice).unwrap_or(usize::MAX)
+    }
+
     /// Reads at any offset, from any thread, any number at a time. Fewer bytes than asked for come only at the end of
-    /// the object, or before an error, which the next read from there gives.
+    /// the object, or before an error, which the next read from there gives. A long read is better made in
+    /// [slices](Self::slice_bytes).
     ///
     /// # Errors
     /// What the client said of the byte at `offset`. [`Error::Config`] in a forked child, which must open anew.

@@ -34,7 +34,7 @@ impl Ahead {
     pub(super) fn new(files: OpenFiles, namespace: Arc<Namespace>) -> Self {
         let config = files.config();
         let limits = Limits {
-            files: config.concurrency.saturating_mul(FILES_PER_REQUEST),
+            files: config.most_requests().saturating_mul(FILES_PER_REQUEST),
             bytes: config.memory_bytes / MEMORY_SHARE,
         };
         let state = State {

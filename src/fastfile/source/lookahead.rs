@@ -444,11 +444,11 @@ impl Recent {
 
 /// A bit for each file: 125 kB for a million.
 #[derive(Debug, Default)]
-struct Bits(Vec<u64>);
+pub(super) struct Bits(Vec<u64>);
 
 impl Bits {
     /// Says what it was before.
-    fn set(&mut self, at: u64) -> bool {
+    pub(super) fn set(&mut self, at: u64) -> bool {
         let (word, bit) = ((at / 64) as usize, 1 << (at % 64));
         if word >= self.0.len() {
             self.0.resize(word + 1, 0);
@@ -458,7 +458,7 @@ impl Bits {
         was_set
     }
 
-    fn has(&self, at: u64) -> bool {
+    pub(super) fn has(&self, at: u64) -> bool {
         let word = self.0.get((at / 64) as usize);
         word.is_some_and(|word| word & (1 << (at % 64)) != 0)
     }

@@ -39,12 +39,7 @@ impl Mounted {
                 "use mode=file or mode=pipe for braces",
             )
         })?;
-        let reads = ReadConfig {
-            memory_bytes: means.engine.memory_bytes,
-            part_bytes: means.engine.part_bytes,
-            concurrency: means.engine.concurrency,
-            ..ReadConfig::default()
-        };
+        let reads = ReadConfig::of(&means.engine);
         let metrics = Arc::new(Metrics::default());
         let mut files = FastFiles::builder(uri)
             .client(means.client.clone())

@@ -25,6 +25,9 @@ use crate::transport::Transport;
 
 /// Enough for rustls' handshake without optimisation; only touched pages cost.
 const STACK_BYTES: usize = 512 << 10;
+/// Connections that wait to be accepted. The standard library's 128 are too few for clients that open hundreds at once:
+/// the kernel drops some, and they try again a second later.
+const BACKLOG: i32 = 4096;
 /// How long a drop waits for connections' threads. They need microseconds.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// Entries that the log keeps unless told otherwise: some 100 MB at worst.
@@ -246,6 +249,10 @@ impl Builder {
     /// Starts the server on 127.0.0.1.
     pub fn start(self) -> io::Result<FakeS3> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port))?;
+        rustix::net::listen(&listener, BACKLOG)?;
+        // The standard library's 128 are too few for clients that open hundreds of connections at once: the kernel then
+        // drops some, and they try again a second later.
+        rustix::net::listen(&listener, BACKLOG)?;
         let addr = listener.local_addr()?;
         let authority = if self.tls {
             Some(Arc::new(Authority::new()?))

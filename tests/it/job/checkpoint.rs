@@ -18,7 +18,7 @@ const CHECKPOINT: [&str; 2] = ["--checkpoint", "s3://bkt/ckpt"];
 
 impl Host {
     /// An object's bytes as another client sees them.
-    fn object(&self, key: &str) -> Option<Vec<u8>> {
+    pub(super) fn object(&self, key: &str) -> Option<Vec<u8>> {
         let uri = format!("s3://bkt/{key}");
         let output = command(&self.server, &["cat", &uri]).output().unwrap();
         output.status.success().then_some(output.stdout)
@@ -360,6 +360,8 @@ fn the_stream_goes_on_where_the_checkpoint_was_made() {
             "0.2",
             "--channel",
             "train=s3://bkt/pos/,mode=pipe",
+            "--resume-margin",
+            "0",
             "--resume",
             resume,
         ];
