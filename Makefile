@@ -64,4 +64,4 @@ fixtures: ## make the sample dataset (fixtures/data), if it is missing or stale
 
 clean: ## remove everything that was built or generated
 	cargo clean
-	rm -rf .venv .torch .peers fixtures/data demo-out bench-out
+	rm -rf .venv .torch .frameworks .peers fixtures/data demo-out bench-out

@@ -25,7 +25,10 @@ PYTHON_FILES = ["scripts", "fixtures", "examples", "tests/programs", "benches/pe
 WHEEL_VENV = ROOT / "target" / "wheel-venv"
 IN_WHEEL_VENV = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
 PYTEST = ["-q", "-c", "python/pyproject.toml"]
-TORCH_TESTS = "python/tests/test_torch.py"
+# Each needs a framework that the wheel's environment lacks, and runs where it has been put.
+TORCH_TESTS = ["python/tests/test_torch.py"]
+FRAMEWORK_TESTS = ["python/tests/test_tensorflow.py", "python/tests/test_ray.py"]
+TORCHDATA_TESTS = ["python/tests/test_torchdata.py"]
 WHOLE = ["--locked", "--workspace", "--all-features"]
 DENY_WARNINGS = ["--", "-D", "warnings"]
 
@@ -98,10 +101,11 @@ def demo() -> bool:
 
 def wheel() -> bool:
     """Tests the wheel in a fresh environment: nothing sees the sources of the package."""
+    elsewhere = [*TORCH_TESTS, *FRAMEWORK_TESTS, *TORCHDATA_TESTS]
     return install_wheel() and run_all(
         [
             # The tests, and the examples of the docstrings.
-            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", "--ignore", TORCH_TESTS],
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, "python/tests", *(f"--ignore={path}" for path in elsewhere)],
             [*IN_WHEEL_VENV, "mypy", "-p", "standpipe"],
         ]
     )
@@ -134,24 +138,41 @@ def install_wheel() -> bool:
 
 
 def torch() -> bool:
-    """What of the wheel needs PyTorch: the tests that use it, and the stubs' comparison, which imports every module."""
+    """What of the wheel needs PyTorch."""
     if not run("sh", "scripts/setup", "torch"):
         return False
-    allowed = ["--mypy-config-file", "mypy.ini", "--allowlist", "python/stubtest.txt", "--ignore-unused-allowlist"]
     with tempfile.TemporaryDirectory() as out:
         commands = [
-            [*IN_WHEEL_VENV, "pytest", *PYTEST, TORCH_TESTS],
-            [*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed],
+            [*IN_WHEEL_VENV, "pytest", *PYTEST, *TORCH_TESTS],
             # One small pass of ours: figures mean nothing here, but every byte is compared.
             [IN_WHEEL_VENV[0], "benches/peers/bench.py", "--test", "--profile", "debug", "--out", out],
         ]
         return all([run(*command, PYTHONPATH=str(ROOT / ".torch")) for command in commands])
 
 
+def frameworks() -> bool:
+    """What of it needs TensorFlow, Ray or torchdata, and the stubs' comparison, which imports every module."""
+    if not all(run("sh", "scripts/setup", packages) for packages in ("torch", "frameworks")):
+        return False
+    own, both = str(ROOT / ".frameworks"), f"{ROOT / '.frameworks'}:{ROOT / '.torch'}"
+    allowed = ["--mypy-config-file", "mypy.ini", "--allowlist", "python/stubtest.txt", "--ignore-unused-allowlist"]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    return all(
+        [
+            run(*IN_WHEEL_VENV, "pytest", *PYTEST, *FRAMEWORK_TESTS, PYTHONPATH=own, **quiet),
+            run(*IN_WHEEL_VENV, "pytest", *PYTEST, *TORCHDATA_TESTS, PYTHONPATH=both, **quiet),
+            run(*IN_WHEEL_VENV, "mypy.stubtest", "standpipe", *allowed, PYTHONPATH=both, **quiet),
+        ]
+    )
+
+
 def reference() -> bool:
-    """The Python package's reference, from the docstrings of the wheel that is installed."""
+    """The Python package's reference, from the docstrings of the wheel that is installed: of every module."""
+    if not all(run("sh", "scripts/setup", packages) for packages in ("torch", "frameworks")):
+        return False
     out = str(ROOT / "target" / "doc" / "python")
-    return run(IN_WHEEL_VENV[0], "-P", "scripts/reference.py", out, PYTHONPATH=str(ROOT / ".torch"))
+    both = f"{ROOT / '.frameworks'}:{ROOT / '.torch'}"
+    return run(IN_WHEEL_VENV[0], "-P", "scripts/reference.py", out, PYTHONPATH=both, TF_CPP_MIN_LOG_LEVEL="3")
 
 
 def fresh_environment(where: Path, tools: Path, package: str) -> bool:
@@ -192,6 +213,7 @@ STEPS: dict[str, Callable[[], bool]] = {
     "wheel": wheel,
     # Of the wheel that the step before has installed.
     "torch": torch,
+    "frameworks": frameworks,
     "reference": reference,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),

@@ -33,12 +33,14 @@ mod config;
 mod lane;
 mod plan;
 mod progress;
+mod rows;
 mod samples;
 mod state;
 mod stats;
 mod window;
 
 pub use config::{Consumer, DatasetConfig, Even, OnError, Shuffle};
+pub use rows::{RowGroup, row_decoding};
 pub use samples::{Next, NextBatch, Sample, Samples};
 pub use state::DatasetState;
 pub use stats::Stats;

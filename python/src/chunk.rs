@@ -16,7 +16,7 @@ use bytes::Bytes;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 use standpipe::object::ObjectId;
 
 /// A piece of an object, in order. It has the buffer protocol (read-only): `memoryview(chunk)`, `numpy.frombuffer(chunk)`
@@ -157,6 +157,21 @@ impl Chunk {
         Ok(copy)
     }
 
+    /// For `torch.from_dlpack`, `numpy.from_dlpack` and others: its bytes as a read-only tensor, without a copy. NumPy makes
+    /// it, and must be there.
+    #[pyo3(signature = (**how))]
+    fn __dlpack__<'py>(
+        slf: &Bound<'py, Self>,
+        how: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        array(slf)?.call_method("__dlpack__", (), how)
+    }
+
+    /// Where the tensor is: in the host's memory.
+    fn __dlpack_device__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        array(slf)?.call_method0("__dlpack_device__")
+    }
+
     fn __repr__(&self) -> String {
         let end = self.offset + self.len as u64;
         format!(
@@ -196,6 +211,12 @@ impl Chunk {
         let mut held = self.held();
         held.views = held.views.saturating_sub(1);
     }
+}
+
+/// A view of the chunk, which keeps it.
+fn array<'py>(chunk: &Bound<'py, Chunk>) -> PyResult<Bound<'py, PyAny>> {
+    let numpy = chunk.py().import("numpy")?;
+    numpy.call_method1("frombuffer", (chunk, numpy.getattr("uint8")?))
 }
 
 fn released() -> PyErr {

@@ -14,6 +14,9 @@ use standpipe::prefetch::{PrefetchConfig, model_concurrency};
 use crate::error::{config as refused, to_py};
 
 const SSE_C_KEY_BYTES: usize = 32;
+/// What the engine takes at least, and how many of them hide latency.
+const SMALLEST_PART_BYTES: u64 = 64 << 10;
+const LEAST_PARTS: u64 = 4;
 
 /// The link that the number of requests in flight is meant for: what the engine's default assumes, too.
 const LINK_GBPS: f64 = 10.0;
@@ -118,6 +121,27 @@ impl Config {
         };
         config.check(py)?;
         Ok(config)
+    }
+
+    /// The same settings for one of `shares` processes that are to keep to this memory and these requests together. Parts are
+    /// smaller where its share of the memory would hold fewer than four.
+    fn divided(&self, py: Python<'_>, shares: u64) -> PyResult<Self> {
+        let whole = self.engine(py)?;
+        let shares = shares.max(1);
+        let memory = whole.memory_bytes / shares;
+        let mut part_size = whole.part_bytes;
+        while part_size > SMALLEST_PART_BYTES && part_size * LEAST_PARTS > memory {
+            part_size /= 2;
+        }
+        let concurrency = whole.concurrency as u64 / shares;
+        let divided = Self {
+            memory: Some(memory),
+            part_size: Some(part_size.max(SMALLEST_PART_BYTES)),
+            concurrency: Some(usize::try_from(concurrency.max(2)).unwrap_or(usize::MAX)),
+            ..self.clone()
+        };
+        divided.check(py)?;
+        Ok(divided)
     }
 
     /// The same for many objects of `mean_bytes` each: as many requests in flight as fill a link with those, where the

@@ -1,6 +1,6 @@
 //! Objects as samples: the crate's `dataset`, and its values as Python's.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -8,14 +8,14 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use standpipe::dataset::{
-    Consumer, Dataset, DatasetConfig, DatasetState, Even, NextBatch, OnError, Sample,
+    Consumer, Dataset, DatasetConfig, DatasetState, Even, NextBatch, OnError, RowGroup, Sample,
     Samples as Reader, Shuffle,
 };
 use standpipe::error::Error;
 use standpipe::metrics::{Presence, Sink};
-use standpipe::object::{ObjectMeta, Scheme};
+use standpipe::object::{ObjectId, ObjectMeta, Scheme};
 use standpipe::record::protobuf::{Dtype, Tensor, Tensors, Value};
-use standpipe::record::{Data, Decoding, Files, RecordFormat};
+use standpipe::record::{Data, Decoding, Files, Record, RecordFormat};
 
 use crate::chunk::Chunk;
 use crate::config::{Config, SizeArgument};
@@ -118,18 +118,34 @@ pub(crate) fn open_samples(
     let state = state.map(|text| parse(py, text)).transpose()?;
     let schemes: Vec<Scheme> = metas.iter().map(|meta| meta.id.uri.scheme()).collect();
     let engine = Engine::get(py, config, &schemes)?;
-    let reader = py.detach(|| {
-        let mut dataset = Dataset::new(engine.prefetcher.clone(), metas, settings.config()?)?;
-        if let Some(state) = &state {
-            dataset.load(state)?;
-        }
-        dataset.samples()
-    });
-    let live = Live {
-        reader: Some(reader.map_err(|error| to_py(py, &error))?),
-        began: None,
-    };
-    Ok(Samples(Owned::new(Mutex::new(live))))
+    Samples::start(py, state, false, || {
+        Dataset::new(engine.prefetcher.clone(), metas, settings.config()?)
+    })
+}
+
+/// The same over rows of groups, (uri, etag, number in the file, rows) each: samples are (index of the group, row).
+#[pyfunction]
+pub(crate) fn open_rows(
+    py: Python<'_>,
+    groups: Vec<(String, Option<String>, u32, u64)>,
+    settings: Settings,
+    state: Option<&str>,
+) -> PyResult<Samples> {
+    let state = state.map(|text| parse(py, text)).transpose()?;
+    Samples::start(py, state, true, || {
+        let groups: Result<Vec<_>, Error> = groups
+            .into_iter()
+            .map(|(uri, etag, number, rows)| {
+                Ok(RowGroup {
+                    uri: uri.parse()?,
+                    etag: etag.map(Into::into),
+                    number,
+                    rows,
+                })
+            })
+            .collect();
+        Dataset::of_rows(&groups?, settings.config()?)
+    })
 }
 
 /// One state of all consumers', with which any number of them can go on.
@@ -152,7 +168,11 @@ fn written(py: Python<'_>, state: &DatasetState) -> PyResult<String> {
 /// Samples of one consumer, epoch after epoch: an iterator of batches.
 #[pyclass(frozen, module = "standpipe._standpipe")]
 #[derive(Debug)]
-pub(crate) struct Samples(Owned<Mutex<Live>>);
+pub(crate) struct Samples {
+    live: Owned<Mutex<Live>>,
+    /// Whether they are told by number.
+    rows: bool,
+}
 
 #[derive(Debug)]
 struct Live {
@@ -170,7 +190,7 @@ impl Samples {
 
     /// The next batch, or None at the end: each sample as `convert` says.
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
-        let live = self.0.get(py, "this iterator")?;
+        let live = self.live.get(py, "this iterator")?;
         loop {
             let next = py.detach(|| {
                 let mut live = live.try_lock().ok()?;
@@ -181,7 +201,7 @@ impl Samples {
                 })
             });
             match next.ok_or_else(busy)?.map_err(|error| to_py(py, &error))? {
-                NextBatch::Batch(samples) => return batch(py, samples).map(Some),
+                NextBatch::Batch(samples) => return batch(py, samples, self.rows).map(Some),
                 NextBatch::End => return Ok(None),
                 NextBatch::TimedOut => py.check_signals()?,
             }
@@ -229,7 +249,7 @@ impl Samples {
 
     /// Stops reading.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let live = self.0.get(py, "this iterator")?;
+        let live = self.live.get(py, "this iterator")?;
         py.detach(|| {
             let reader = live.try_lock().ok()?.reader.take();
             // Its threads are waited for, without the lock.
@@ -241,8 +261,29 @@ impl Samples {
 }
 
 impl Samples {
+    fn start(
+        py: Python<'_>,
+        state: Option<DatasetState>,
+        rows: bool,
+        dataset: impl FnOnce() -> Result<Dataset, Error> + Send,
+    ) -> PyResult<Self> {
+        let reader = py.detach(|| {
+            let mut dataset = dataset()?;
+            if let Some(state) = &state {
+                dataset.load(state)?;
+            }
+            dataset.samples()
+        });
+        let live = Live {
+            reader: Some(reader.map_err(|error| to_py(py, &error))?),
+            began: None,
+        };
+        let live = Owned::new(Mutex::new(live));
+        Ok(Self { live, rows })
+    }
+
     fn lock(&self, py: Python<'_>) -> PyResult<MutexGuard<'_, Live>> {
-        self.0
+        self.live
             .get(py, "this iterator")?
             .try_lock()
             .map_err(|_| busy())
@@ -259,25 +300,33 @@ fn closed() -> PyErr {
     PyRuntimeError::new_err("the samples were closed")
 }
 
-fn batch(py: Python<'_>, samples: Vec<Sample>) -> PyResult<Bound<'_, PyList>> {
+fn batch(py: Python<'_>, samples: Vec<Sample>, rows: bool) -> PyResult<Bound<'_, PyList>> {
     let converted: PyResult<Vec<_>> = samples
         .into_iter()
-        .map(|sample| convert(py, sample))
+        .map(|sample| match rows {
+            true => (sample.object_index, sample.record.offset)
+                .into_pyobject(py)
+                .map(Bound::into_any),
+            false => convert(py, sample.object, sample.record),
+        })
         .collect();
     PyList::new(py, converted?)
 }
 
 /// A payload is a chunk, a tar sample a dict, a record of tensors a pair of dicts; nothing is copied.
-fn convert(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
-    let view = |offset: u64, bytes: Bytes| Chunk::new(sample.object.clone(), offset, bytes, false);
-    let offset = sample.record.offset;
-    match sample.record.data {
+pub(crate) fn convert(
+    py: Python<'_>,
+    object: Arc<ObjectId>,
+    Record { offset, data, .. }: Record,
+) -> PyResult<Bound<'_, PyAny>> {
+    let view = |offset: u64, bytes: Bytes| Chunk::new(object.clone(), offset, bytes, false);
+    match data {
         Data::Bytes(bytes) => Ok(Bound::new(py, view(offset, bytes))?.into_any()),
         Data::Files(files) => {
             let made = PyDict::new(py);
             let Files { key, files } = files;
             made.set_item("__key__", key)?;
-            made.set_item("__url__", sample.object.uri.to_string())?;
+            made.set_item("__url__", object.uri.to_string())?;
             for (name, bytes) in files {
                 made.set_item(name, Bound::new(py, view(offset, bytes))?)?;
             }

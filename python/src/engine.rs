@@ -117,6 +117,16 @@ impl Engine {
         self.prefetcher.client()
     }
 
+    /// Size of a ranged request.
+    pub(crate) fn part_bytes(&self) -> usize {
+        usize::try_from(self.config.part_bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Requests in flight, at most.
+    pub(crate) fn concurrency(&self) -> usize {
+        self.config.concurrency
+    }
+
     /// Its open files: they have memory of their own, as much as the streams have.
     pub(crate) fn files(&self) -> Result<&OpenFiles, Error> {
         if self.files.get().is_none() {

@@ -7,10 +7,13 @@
 
 use std::time::SystemTime;
 
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use standpipe::buffer::PartBuf;
 use standpipe::error::Error;
 use standpipe::fastfile::FastFile;
 use standpipe::fastfile::read::{OpenFile, Pieces};
@@ -19,6 +22,7 @@ use standpipe::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::to_py;
+use crate::listing::ObjectInfo;
 use crate::owned::Owned;
 use crate::wait::wait;
 
@@ -34,6 +38,62 @@ pub(crate) fn open_object(py: Python<'_>, config: &Config, uri: &str) -> PyResul
         .open(meta.id.clone())
         .map_err(|error| to_py(py, &error))?;
     Ok(ObjectHandle::new(Reads::Plain(Box::new(file)), meta))
+}
+
+/// The bytes of ranges (start, end) of just this version of an object, each as they are asked for and no more: for readers
+/// that know what they need. Long ones are fetched in parts, side by side.
+#[pyfunction]
+pub(crate) fn read_ranges<'py>(
+    py: Python<'py>,
+    config: &Config,
+    info: &ObjectInfo,
+    ranges: Vec<(u64, u64)>,
+) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    let meta = info.meta(py)?;
+    if let Some((start, end)) = ranges
+        .iter()
+        .find(|(start, end)| start > end || *end > meta.size_bytes)
+    {
+        let reason = format!(
+            "{start} to {end} of {} bytes: no range of it",
+            meta.size_bytes
+        );
+        return Err(to_py(py, &Error::config(meta.id.uri.to_string(), reason)));
+    }
+    let engine = Engine::get(py, config, &[meta.id.uri.scheme()])?;
+    let (client, id) = (engine.reads().clone(), meta.id);
+    let mut parts = Vec::new();
+    for (number, (start, end)) in ranges.iter().enumerate() {
+        for at in (*start..*end).step_by(engine.part_bytes()) {
+            let range = ByteRange::new(at, (*end).min(at + engine.part_bytes() as u64));
+            parts.push((number, range));
+        }
+    }
+    let fetched: Vec<(usize, Bytes)> = wait(py, async {
+        let (client, id) = (&client, &id);
+        let fetch = |(number, range): (usize, ByteRange)| async move {
+            let mut into = PartBuf::heap(range.len() as usize);
+            client.get(id, range, &mut into).await?;
+            Ok::<_, Error>((number, into.freeze()))
+        };
+        let parts: Vec<_> = parts.into_iter().map(fetch).collect();
+        stream::iter(parts)
+            .buffered(engine.concurrency())
+            .try_collect()
+            .await
+    })?;
+    let joined = |number: usize, (start, end): (u64, u64)| {
+        PyBytes::new_with(py, (end - start) as usize, |into| {
+            let mut filled = 0;
+            for (_, part) in fetched.iter().filter(|(of, _)| *of == number) {
+                into[filled..filled + part.len()].copy_from_slice(part);
+                filled += part.len();
+            }
+            Ok(())
+        })
+    };
+    let all = ranges.into_iter().enumerate();
+    all.map(|(number, range)| joined(number, range)).collect()
 }
 
 /// An open object: reads at any offset, from any thread, any number at a time.

@@ -18,6 +18,7 @@ mod download;
 mod engine;
 mod error;
 mod fastfiles;
+mod fifo;
 mod file;
 mod listing;
 mod owned;
@@ -36,17 +37,19 @@ mod _standpipe {
     #[pymodule_export]
     use super::config::Config;
     #[pymodule_export]
-    use super::dataset::{Samples, check_settings, merge_states, open_samples};
+    use super::dataset::{Samples, check_settings, merge_states, open_rows, open_samples};
     #[pymodule_export]
     use super::download::download;
     #[pymodule_export]
     use super::fastfiles::{Entries, Entry, FastFiles, LocalFile};
     #[pymodule_export]
-    use super::file::{ObjectHandle, open_object};
+    use super::fifo::{FifoRecords, open_fifo};
     #[pymodule_export]
-    use super::listing::{Listing, ObjectInfo, list_objects, stat_object};
+    use super::file::{ObjectHandle, open_object, read_ranges};
     #[pymodule_export]
-    use super::stream::{Stream, open_listed, open_stream};
+    use super::listing::{Listing, ObjectInfo, list_manifest, list_objects, stat_object};
+    #[pymodule_export]
+    use super::stream::{Stream, open_listed, open_stream, open_unlisted};
 
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 

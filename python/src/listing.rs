@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use standpipe::checksum::ChecksumAlgorithm;
 use standpipe::client::{Depth, ListEntry};
 use standpipe::error::Error;
-use standpipe::input::{Lookup, Source};
+use standpipe::input::{Lookup, Source, manifest_objects};
 use standpipe::object::{ObjectId, ObjectMeta, ObjectUri};
 
 use crate::config::Config;
@@ -192,6 +192,17 @@ pub(crate) fn list_objects(
             })
             .boxed(),
     };
+    Ok(Listing(Owned::new(Mutex::new(entries))))
+}
+
+/// The objects of a SageMaker manifest (`ManifestFile`), in its order; one HEAD each.
+#[pyfunction]
+pub(crate) fn list_manifest(py: Python<'_>, config: &Config, uri: &str) -> PyResult<Listing> {
+    let uri: ObjectUri = uri.parse().map_err(|error| to_py(py, &error))?;
+    let engine = Engine::get(py, config, &[uri.scheme()])?;
+    let client = engine.client.clone();
+    let (_, objects) = wait(py, async { manifest_objects(&client, &uri).await })?;
+    let entries = objects.map(|meta| meta.map(ListEntry::Object)).boxed();
     Ok(Listing(Owned::new(Mutex::new(entries))))
 }
 

@@ -15,9 +15,9 @@ use futures::stream::{self, BoxStream};
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration};
 use pyo3::prelude::*;
 use standpipe::error::Error;
-use standpipe::input::{Lookup, Source};
+use standpipe::input::{Lookup, REFERENCES_AHEAD, Source};
 use standpipe::metrics::{Presence, Sink, Snapshot};
-use standpipe::object::{ObjectMeta, Scheme};
+use standpipe::object::{ObjectMeta, ObjectUri, Scheme};
 use standpipe::prefetch::{Chunk as Part, ObjectReader};
 
 use crate::bell::Bell;
@@ -95,6 +95,25 @@ pub(crate) fn open_listed(
 
 fn metas(py: Python<'_>, objects: &[Py<ObjectInfo>]) -> PyResult<Vec<ObjectMeta>> {
     objects.iter().map(|info| info.get().meta(py)).collect()
+}
+
+/// The same over objects of which nothing but the address is known: a HEAD for each, some ahead of the reading.
+#[pyfunction]
+pub(crate) fn open_unlisted(
+    py: Python<'_>,
+    config: &Config,
+    uris: Vec<String>,
+) -> PyResult<Stream> {
+    let parsed: Result<Vec<ObjectUri>, Error> = uris.iter().map(|uri| uri.parse()).collect();
+    let parsed = parsed.map_err(|error| to_py(py, &error))?;
+    let schemes: Vec<Scheme> = parsed.iter().map(ObjectUri::scheme).collect();
+    let engine = Engine::get(py, config, &schemes)?;
+    let client = engine.reads().clone();
+    let heads = stream::iter(parsed).map(move |uri| {
+        let client = client.clone();
+        async move { client.head(&uri).await }
+    });
+    Stream::over(py, engine, heads.buffered(REFERENCES_AHEAD).boxed())
 }
 
 /// The bytes of objects, in order: an iterator of `Chunk`s that reads ahead while you work.

@@ -3,15 +3,17 @@
 * :func:`stream`: objects back to back, as chunks; :func:`open`: one object as a file.
 * :class:`Dataset`: objects as samples, shuffled, dealt out among ranks and workers, and resumable.
 * :func:`list`, :func:`stat`, :func:`download`; :class:`FastFiles`: a prefix as files that need no download.
-* :mod:`standpipe.aio`: the same for ``asyncio``. :mod:`standpipe.torch`, :mod:`standpipe.fsspec`,
-  :mod:`standpipe.webdataset`, :mod:`standpipe.compat.s3torchconnector`: for what you have.
+* :mod:`standpipe.pipe`: the FIFOs of Pipe mode, as records.
+* :mod:`standpipe.aio`: the same for ``asyncio``. :mod:`standpipe.torch`, :mod:`standpipe.tensorflow`,
+  :mod:`standpipe.ray`, :mod:`standpipe.torchdata`, :mod:`standpipe.fsspec`, :mod:`standpipe.webdataset`,
+  :mod:`standpipe.compat.s3torchconnector`: for what you have.
 
 Importing this starts nothing and imports no framework. Streams and open files belong to the process that opened them;
 in a forked child they raise :class:`ForkedError`. Settings, :class:`FastFiles` and datasets may cross a fork or a
 pickle: the process that reads opens anew.
 """
 
-from . import aio, exceptions
+from . import aio, exceptions, pipe
 from ._api import DownloadSummary, FastFiles, stat, stats, stream
 from ._api import download as download
 from ._api import list_objects as list
@@ -87,6 +89,7 @@ __all__ = [
     "list",
     "merge_states",
     "open",
+    "pipe",
     "stat",
     "stats",
     "stream",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["known_rank", "rank_and_size", "share", "worker_and_count"]
+__all__ = ["known_rank", "local_readers", "rank_and_size", "share", "worker_and_count"]
 
 
 def known_rank() -> tuple[int, int] | None:
@@ -36,6 +36,15 @@ def worker_and_count() -> tuple[int, int]:
     data = sys.modules.get("torch.utils.data")
     info = data.get_worker_info() if data is not None else None
     return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def local_readers(workers: int | None = None) -> int:
+    """How many processes of this job read on this host, as far as this one can know: the workers of each of its ranks.
+
+    ``torchrun`` tells how many ranks there are on a host (``LOCAL_WORLD_SIZE``).
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(ranks, 1) * (worker_and_count()[1] if workers is None else workers)
 
 
 def share(told: tuple[int, int] | None = None) -> tuple[int, int]:

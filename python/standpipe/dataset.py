@@ -7,20 +7,22 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast
 
 from . import _api, _standpipe
-from ._share import known_rank, rank_and_size, worker_and_count
+from ._share import known_rank, local_readers, rank_and_size, worker_and_count
 from ._stats import Verdict
 from .exceptions import ConfigError, _keywords
 
 if TYPE_CHECKING:
     from typing import Self, Unpack
 
+    from ._augmented import Manifest
+    from ._parquet import Group
     from .options import Options
 
 __all__ = ["Dataset", "DatasetStats", "Samples", "SparseTensor", "merge_states"]
 
 Format = str
 """``tar``, ``tfrecord``, ``recordio``, ``recordio:dmlc``, ``recordio-protobuf``, ``lines``, ``jsonl``, ``raw``,
-``fixed:N``."""
+``fixed:N``, ``parquet``."""
 
 _SUFFIXES = {
     "tar": "tar",
@@ -35,6 +37,7 @@ _SUFFIXES = {
     "txt": "lines",
     "csv": "lines",
     "tsv": "lines",
+    "parquet": "parquet",
 }
 
 
@@ -62,8 +65,13 @@ class Dataset:
     Args:
         uris: as for :func:`standpipe.stream`, or what :func:`standpipe.list` gave.
         format: how objects are cut into records: ``tar`` (files that share a name are one sample), ``tfrecord``,
-            ``recordio``, ``recordio-protobuf``, ``lines``, ``jsonl``, ``raw`` (the whole object), ``fixed:N``. By
-            default what the first key's suffix says.
+            ``recordio``, ``recordio-protobuf``, ``lines``, ``jsonl``, ``raw`` (the whole object), ``fixed:N``,
+            ``parquet`` (rows; needs pyarrow). By default what the first key's suffix says.
+        columns: of ``parquet``: which ones; nothing else is fetched. By default all.
+        manifest: ``uris`` is one, and a SageMaker manifest (``ManifestFile``): its objects are read, in its order.
+        attributes: ``uris`` is one, and an augmented manifest (``AugmentedManifestFile``): a sample is a line's
+            attributes of these names, as a dict; of those that end in ``-ref``, the bytes of the object. It has no
+            ``format``.
         compression: ``auto`` (by suffix and first bytes), ``none``, ``gzip``, ``zstd``.
         shuffle: records that are mixed with each other (a window of so many; they are in memory); objects are permuted
             in any case. ``None`` or 0: the listing's order.
@@ -82,12 +90,19 @@ class Dataset:
         on_error: ``raise``, or ``skip``: corrupt records are left out, counted and named.
         threads: that read and decode.
         max_record_size: what one record may hold at most; default 1 GiB.
+        share_memory: ``memory`` and ``concurrency`` are for all processes that read on this host, the workers of all
+            of its ranks (``LOCAL_WORLD_SIZE``), and each takes its equal part. By default they are for each process.
         options: see :class:`standpipe.Options`.
 
     Iterating gives, by format: ``tar``: a dict of file names' endings to views, with ``__key__`` and ``__url__``;
     ``jsonl``: what the line says; ``lines``: bytes; ``recordio-protobuf``: a dict with ``features`` and ``label``,
-    dicts of numpy arrays (and of :class:`SparseTensor`); else a :class:`standpipe.Chunk`. Views are without a copy,
-    and lend the engine's memory.
+    dicts of numpy arrays (and of :class:`SparseTensor`); ``parquet``: a dict of the row's values, or with
+    ``batch_size`` a ``pyarrow.Table``; else a :class:`standpipe.Chunk`. Views are without a copy, and lend the
+    engine's memory.
+
+    Of ``parquet``, row groups are what objects are elsewhere: they are permuted and dealt out, and a state is in groups
+    and rows. Groups are in memory whole: the one at hand, the next one, and those that the shuffle's window reaches
+    into.
 
     It pickles and may cross a fork; the process that iterates reads on its own, from the beginning or from the state
     that was loaded: where an iterator of this process is does not go along. The rank that ``torch.distributed`` tells
@@ -128,8 +143,13 @@ class Dataset:
         on_error: Literal["raise", "skip"] = "raise",
         threads: int = 1,
         max_record_size: int | str | None = None,
+        columns: Sequence[str] | None = None,
+        manifest: bool = False,
+        attributes: Sequence[str] | None = None,
+        share_memory: bool = False,
         **options: Unpack[Options],
     ) -> None:
+        self._shares_memory = share_memory
         self._config = _standpipe.Config(**options)
         self._uris: list[str] = []
         self._objects: list[_standpipe.ObjectInfo] | None = None
@@ -144,6 +164,15 @@ class Dataset:
         self._who = (rank, world_size, worker, workers)
         self._told_rank: tuple[int, int] | None = None
         self._format = format
+        self._columns = None if columns is None else list(columns)
+        self._groups: list[Group] | None = None
+        self._is_manifest = manifest
+        self._attributes = None if attributes is None else list(attributes)
+        self._augmented: Manifest | None = None
+        if (manifest or attributes is not None) and len(self._uris) != 1:
+            raise ConfigError("manifest: name one, as the only URI")
+        if attributes is not None and (manifest or format is not None or not attributes):
+            raise ConfigError("attributes: name one or more, and neither format nor manifest")
         self._settings: dict[str, Any] = {
             "compression": compression,
             "max_record_size": max_record_size,
@@ -162,18 +191,35 @@ class Dataset:
         self._state: dict[str, Any] | None = None
         self._last: Samples | None = None
         given = {name: value for name, value in zip(_ALONE, self._who, strict=True) if value is not None}
-        _standpipe.check_settings({**self._settings, "format": format or "raw", **_ALONE, **given})
+        rows = {**self._settings, **_AS_ROWS}
+        checked = rows if format == "parquet" else {**self._settings, "format": format or "raw"}
+        _standpipe.check_settings({**checked, **_ALONE, **given})
 
     @property
     def objects(self) -> list[_standpipe.ObjectInfo]:
         """The objects, in their unshuffled order; listed when they are first needed."""
         if self._objects is None:
-            self._objects = list(_standpipe.list_objects(self._config, self._uris, True))
+            if self._is_manifest:
+                self._objects = list(_standpipe.list_manifest(self._config, self._uris[0]))
+            else:
+                self._objects = list(_standpipe.list_objects(self._config, self._uris, True))
         return self._objects
+
+    @property
+    def row_groups(self) -> list[Group]:
+        """Of ``parquet``: all groups, as (address, version, number in the file, rows). Their files' footers are read
+        when they are first needed."""
+        if self._groups is None:
+            from ._parquet import row_groups
+
+            self._groups = row_groups(self._config, self.objects)
+        return self._groups
 
     @property
     def format(self) -> str:
         """How objects are cut into records."""
+        if self._attributes is not None:
+            return "augmented"
         if self._format is None:
             self._format = _format_of(self.objects[0].key if self.objects else "")
         return self._format
@@ -185,13 +231,31 @@ class Dataset:
         if worker is None or workers is None:
             worker, workers = worker_and_count()
         who = {"rank": rank, "world_size": world_size, "worker": worker, "workers": workers}
+        config = self._config.divided(local_readers(workers)) if self._shares_memory else self._config
         settings = {**self._settings, "format": self.format, **who}
         state = None if self._state is None else json.dumps(self._state)
-        inner = _standpipe.open_samples(self._config, self.objects, settings, state)
+        if self.format in ("parquet", "augmented"):
+            for name, default in (("compression", "auto"), ("counts", None), ("max_record_size", None)):
+                if settings[name] != default:
+                    raise ConfigError(f"{name}: rows and lines are known without: leave it out")
+        last: Samples
+        if self._attributes is not None:
+            from ._augmented import Lines, Manifest
+
+            if self._augmented is None:
+                self._augmented = Manifest(self._config, self._uris[0], self._attributes)
+            last = Lines(config, self._augmented, {**settings, **_AS_ROWS}, state, self._batched)
+        elif self.format == "parquet":
+            from ._parquet import Rows
+
+            tables = (config, self.objects, self.row_groups, self._columns)
+            last = Rows(tables, {**settings, **_AS_ROWS}, state, self._batched)
+        else:
+            last = Samples(_standpipe.open_samples(config, self.objects, settings, state), self.format, self._batched)
         # Used up, unless it was refused: the next iterator begins anew.
         self._state = None
-        self._last = Samples(inner, self.format, self._batched)
-        return self._last
+        self._last = last
+        return last
 
     def set_epoch(self, epoch: int) -> None:
         """Begins anew at this epoch, when it is next iterated; a state of this epoch that was just loaded stays."""
@@ -307,6 +371,8 @@ def _epoch_of(state: dict[str, Any], epochs: int | None) -> int | None:
     return epoch if epochs is None else min(epoch, first + epochs - 1)
 
 
+# Rows are dealt out as records of one byte are; see the crate's `dataset::rows`.
+_AS_ROWS = {"format": "fixed:1", "compression": "none"}
 _ALONE = {"rank": 0, "world_size": 1, "worker": 0, "workers": 1}
 
 

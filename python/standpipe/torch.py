@@ -5,6 +5,9 @@
 requests in flight.
 
 :class:`StreamingDataset` is iterable: records out of shards, decoded in Rust, each once among all ranks and workers.
+
+:class:`PipeDataset` reads the FIFOs of Pipe mode, on SageMaker or elsewhere. :class:`Collate` puts samples straight
+into a batch's tensors.
 """
 
 from __future__ import annotations
@@ -12,14 +15,17 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 
 from . import _api, _standpipe
+from ._share import local_readers, worker_and_count
 from .dataset import Dataset, DatasetStats, Samples
+from .exceptions import ConfigError
+from .pipe import PipeChannel, PipeEpoch
 
 if TYPE_CHECKING:
     from collections.abc import Sized
@@ -43,7 +49,7 @@ else:
     from torch.utils.data import IterableDataset as _IterableDataset
     from torch.utils.data import Sampler as _Sampler
 
-__all__ = ["Ahead", "Item", "MapDataset", "StreamingDataset"]
+__all__ = ["Ahead", "Collate", "Field", "Item", "MapDataset", "PipeDataset", "StreamingDataset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class MapDataset(_Dataset[Any]):
     Args:
         uris: as for :func:`standpipe.stream`, or what :func:`standpipe.list` gave.
         transform: makes a sample of an :class:`Item`, in the process that loads; by default, its bytes.
+        share_memory: as for :class:`standpipe.Dataset`.
         options: see :class:`standpipe.Options`.
 
     It pickles, and may cross a fork: workers read on their own. A listing that was read goes along, so that it is read
@@ -94,8 +101,10 @@ class MapDataset(_Dataset[Any]):
         uris: _api.Uris | Sequence[_standpipe.ObjectInfo],
         *,
         transform: Callable[[Item], Any] = as_bytes,
+        share_memory: bool = False,
         **options: Unpack[Options],
     ) -> None:
+        self._shares_memory = share_memory
         self._config = _standpipe.Config(**options)
         self._transform = transform
         self._uris: list[str] = []
@@ -121,7 +130,7 @@ class MapDataset(_Dataset[Any]):
             objects = self.objects
             mean = sum(info.size for info in objects) // max(len(objects), 1)
             self._fitting = self._config.for_objects(mean)
-        return self._fitting
+        return self._fitting.divided(local_readers()) if self._shares_memory else self._fitting
 
     def ahead(self, sampler: Iterable[Any], window: int = 1024) -> Ahead:
         """The sampler (or batch sampler), such that what it will ask for is fetched meanwhile.
@@ -337,6 +346,118 @@ class StreamingDataset(_IterableDataset[Any]):
     def stats(self) -> DatasetStats:
         """What the last iterator of this process did, and why it is slow."""
         return self._dataset.stats()
+
+
+class PipeDataset(_IterableDataset[Any]):
+    """A channel of Pipe mode, for a ``DataLoader``: each iteration reads the next epoch's FIFO.
+
+    It needs no access to S3: on SageMaker the channel is served by its agent, elsewhere by ``standpipe pipe`` or
+    ``standpipe run``.
+
+    Args:
+        channel, format, settings: as for :class:`standpipe.pipe.PipeChannel`.
+        transform: makes a sample of a record, in the process that loads.
+
+    A FIFO has one reader: use ``num_workers`` 0 or 1, and a channel of its own for each process that trains on a
+    host. The epoch's number is known to all processes, so a worker reads on where the one before it ended.
+
+    ::
+
+        dataset = standpipe.torch.PipeDataset("train", "recordio-protobuf", transform=lambda record:
+        record["features"]["x"]) for epoch in range(10):
+            for batch in torch.utils.data.DataLoader(dataset, batch_size=256, num_workers=1):
+                ...
+    """
+
+    def __init__(
+        self,
+        channel: str,
+        format: str = "recordio",
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self._channel = PipeChannel(channel, format, **settings)
+        self._transform = transform
+        # Memory that all processes see: whoever opens a FIFO tells the others.
+        self._next = torch.tensor(self._channel.next_epoch).share_memory_()
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the next iteration reads."""
+        return int(self._next)
+
+    def __iter__(self) -> Iterator[Any]:
+        workers = worker_and_count()[1]
+        if workers > 1:
+            raise ConfigError(f"num_workers: {workers}: a FIFO has one reader: use 0 or 1")
+        # Others may have read some since.
+        self._channel.skip_to(int(self._next))
+        return self._records(iter(self._channel))
+
+    def _records(self, epoch: PipeEpoch) -> Iterator[Any]:
+        for record in epoch:
+            self._next.fill_(epoch.epoch + 1)
+            yield record if self._transform is None else self._transform(record)
+        self._next.fill_(epoch.epoch + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What one tensor of a batch holds for each sample."""
+
+    dtype: torch.dtype
+    """The type of an element; bytes are taken as they are, in the machine's order."""
+    shape: tuple[int, ...] = ()
+    """Of one sample; the batch's is ``(samples, *shape)``."""
+
+
+class Collate:
+    """A ``collate_fn`` that copies each sample's bytes once: from where the engine put them into the batch's tensor.
+
+    Args:
+        fields: a :class:`Field` for samples that are bytes (chunks, ``bytes``, arrays), or one for each key of
+            samples that are dicts; other keys are left out. Sizes must fit exactly.
+        pin_memory: put the batch into pinned memory, from which a GPU copies by itself, beside other work; needs one.
+            ``None``: if there is one. Not in a ``DataLoader``'s workers: let the loader pin what they send.
+
+    ::
+
+        collate = Collate({"image.raw": Field(torch.uint8, (3, 224, 224)), "label.raw": Field(torch.int64)})
+        loader = torch.utils.data.DataLoader(dataset, batch_size=256, collate_fn=collate)
+
+    >>> collate = Collate(Field(torch.int16, (2,)))
+    >>> collate([b"\\x01\\x00\\x02\\x00", b"\\x03\\x00\\x04\\x00"]).tolist()
+    [[1, 2], [3, 4]]
+    """
+
+    def __init__(self, fields: Field | Mapping[str, Field], *, pin_memory: bool | None = False) -> None:
+        self._fields = fields if isinstance(fields, Field) else dict(fields)
+        self._pin = pin_memory
+
+    def __call__(self, batch: Sequence[Any]) -> Any:
+        if isinstance(self._fields, Field):
+            return self._tensor(self._fields, batch, "samples")
+        return {
+            name: self._tensor(field, [sample[name] for sample in batch], repr(name))
+            for name, field in self._fields.items()
+        }
+
+    def _tensor(self, field: Field, values: Sequence[Any], what: str) -> torch.Tensor:
+        pin = torch.cuda.is_available() if self._pin is None else self._pin
+        tensor = torch.empty((len(values), *field.shape), dtype=field.dtype, pin_memory=pin)
+        # Types that NumPy lacks (bfloat16) have bytes, too.
+        into = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        size = len(into) // max(len(values), 1)
+        for number, value in enumerate(values):
+            with memoryview(value).cast("B") as view:
+                if len(view) != size:
+                    raise ValueError(
+                        f"{what}: {len(view)} bytes, and {field.dtype} of shape {field.shape} are {size}: "
+                        "decode what is not as large"
+                    )
+                into[number * size : (number + 1) * size] = view
+        return tensor
 
 
 class _Transformed(Iterator[Any]):

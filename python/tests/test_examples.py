@@ -8,12 +8,14 @@ import pytest
 import standpipe
 from conftest import Server
 
+# They are tested where their frameworks are.
+FRAMEWORKS = {"standpipe.torch", "standpipe.tensorflow", "standpipe.torchdata", "standpipe.ray"}
 MODULES = [
     "standpipe",
     *(
         found.name
         for found in pkgutil.walk_packages(standpipe.__path__, "standpipe.")
-        if found.name not in ("standpipe.__main__", "standpipe.torch")
+        if found.name not in {"standpipe.__main__", *FRAMEWORKS}
     ),
 ]
 

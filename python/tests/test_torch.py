@@ -1,21 +1,27 @@
 """`standpipe.torch`, with torch itself."""
 
+import gc
 import itertools
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
+import numpy
 import pytest
 import standpipe
 import torch
 from conftest import Server, content, environment
 from guide import SECTIONS, needs_torch, run_section
 from standpipe import Options
-from standpipe.torch import MapDataset, StreamingDataset
+from standpipe.torch import Collate, Field, MapDataset, PipeDataset, StreamingDataset
+from test_dataset import tarred
+from test_pipe import served
 from test_python_examples import EXAMPLES, put_shards
 from torch.utils.data import DataLoader
 from transforms import digest
@@ -200,6 +206,169 @@ def test_two_ranks_share_an_epoch(method: str, shards: str, server: Server, tmp_
     )
     ranks = [subprocess.Popen([sys.executable, str(script), str(rank)], env=environment(server)) for rank in range(2)]
     assert [rank.wait(100) for rank in ranks] == [0, 0]
+
+
+def test_dlpack_sees_a_chunk_without_a_copy(bodies: list[bytes], options: Options) -> None:
+    chunk = next(standpipe.stream("s3://data/torch/000", **options))
+    # Torch has no tensors that can't be written to, and warns once.
+    warnings.simplefilter("ignore")
+    assert chunk.__dlpack_device__() == (1, 0)
+    array = numpy.from_dlpack(chunk)
+    assert not array.flags.writeable and array.tobytes() == bodies[0][: len(chunk)]
+    tensor, by_buffer = torch.from_dlpack(chunk), torch.frombuffer(chunk, dtype=torch.uint8)
+    assert tensor.data_ptr() == by_buffer.data_ptr() == array.ctypes.data
+    with pytest.raises(BufferError):
+        chunk.release()
+    del array, tensor, by_buffer
+    chunk.release()
+
+
+@pytest.fixture
+def raw_samples(server: Server) -> list[tuple[bytes, int]]:
+    made = [(content(12, number), number) for number in range(60)]
+    server.put("torch-raw/a.tar", tarred({f"{y:03}": {"x.raw": x, "y.raw": struct.pack("<q", y)} for x, y in made}))
+    return made
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_collate_fills_tensors(workers: int, raw_samples: list[tuple[bytes, int]], options: Options) -> None:
+    collate = Collate({"x.raw": Field(torch.uint8, (3, 4)), "y.raw": Field(torch.int64)})
+    dataset = StreamingDataset("s3://data/torch-raw/a.tar", **options)
+    loader = DataLoader(dataset, batch_size=16, num_workers=workers, collate_fn=collate)
+    batches = list(loader)
+    assert [tuple(batch["x.raw"].shape) for batch in batches] == [(16, 3, 4)] * 3 + [(12, 3, 4)]
+    assert torch.cat([batch["y.raw"] for batch in batches]).tolist() == [y for _, y in raw_samples]
+    assert torch.cat([batch["x.raw"] for batch in batches]).numpy().tobytes() == b"".join(x for x, _ in raw_samples)
+    alone = Collate(Field(torch.bfloat16, (2,)))([torch.ones(2, dtype=torch.bfloat16).view(torch.uint8).numpy()] * 3)
+    assert alone.dtype == torch.bfloat16 and alone.tolist() == [[1.0, 1.0]] * 3
+    with pytest.raises(ValueError, match="5 bytes"):
+        Collate(Field(torch.int16, (2,)))([b"12345"])
+    assert Collate(Field(torch.int16), pin_memory=None)([b"12"]).is_pinned() == torch.cuda.is_available()
+
+
+def test_examples_of_the_docstrings() -> None:
+    import doctest
+
+    import standpipe.torch as module
+
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted >= 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "method", "persistent"),
+    [(0, "fork", False), (1, "fork", False), (1, "fork", True), (1, "spawn", False)],
+)
+def test_pipe_mode_epoch_by_epoch(workers: int, method: str, persistent: bool, server: Server, tmp_path: Path) -> None:
+    server.put("torch-pipe/a", b"".join(b"%d\n" % number for number in range(1000)))
+    with served(server, tmp_path, "train=s3://data/torch-pipe/", epochs=3) as process:
+        dataset = PipeDataset("train", "lines", transform=int, directory=tmp_path, timeout=30)
+        loader = DataLoader(
+            dataset,
+            batch_size=16,
+            num_workers=workers,
+            multiprocessing_context=method if workers else None,
+            persistent_workers=bool(workers) and persistent,
+            timeout=30 if workers else 0,
+        )
+        for epoch in range(3):
+            assert dataset.next_epoch == epoch
+            assert torch.cat(list(loader)).tolist() == list(range(1000))
+        assert process.wait(30) == 0
+        assert dataset.next_epoch == 3
+
+
+def test_a_fifo_has_one_reader(tmp_path: Path) -> None:
+    loader = DataLoader(PipeDataset("train", directory=tmp_path), num_workers=2)
+    with pytest.raises(standpipe.ConfigError, match="one reader"):
+        next(iter(loader))
+    # The traceback keeps the workers, and forked ones keep the server.
+    gc.collect()
+
+
+def test_ranks_train_one_model(server: Server, shards: str, tmp_path: Path) -> None:
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        import torch
+        import torch.distributed as dist
+        from torch.nn.parallel import DistributedDataParallel
+        from torch.utils.data import DataLoader
+        from standpipe.torch import StreamingDataset
+
+        def point(line):
+            return torch.tensor([int(line) / 500.0])
+
+        if __name__ == "__main__":
+            rank = int(sys.argv[1])
+            dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+            model = DistributedDataParallel(torch.nn.Linear(1, 1))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            counts = [100, 7, 0, 250, 43, 100]
+            dataset = StreamingDataset({shards!r}, "lines", transform=point, counts=counts, even="pad", shuffle=20)
+            loader = DataLoader(dataset, batch_size=8)
+            steps = 0
+            for epoch in range(2):
+                dataset.set_epoch(epoch)
+                # Unequal numbers of steps would hang here: each waits for the other's gradients.
+                for batch in loader:
+                    optimizer.zero_grad()
+                    (model(batch) - 3 * batch).square().mean().backward()
+                    optimizer.step()
+                    steps += 1
+            told = [None, None]
+            dist.all_gather_object(told, (steps, [float(value) for value in model.parameters()]))
+            assert told[0] == told[1] and steps > 2 * 250 // 8, told
+            dist.destroy_process_group()
+        """)
+    )
+    ranks = [subprocess.Popen([sys.executable, str(script), str(rank)], env=environment(server)) for rank in range(2)]
+    assert [rank.wait(100) for rank in ranks] == [0, 0]
+
+
+class Module:
+    """What a LightningModule and its DataModule come to for a loader."""
+
+    def __init__(self, uri: str, options: Options) -> None:
+        self.data = StreamingDataset(uri, "lines", shuffle=50, seed=2, transform=int, **options)
+
+    def train_dataloader(self) -> DataLoader[int]:
+        return DataLoader(self.data, batch_size=16)
+
+    def state_dict(self) -> dict[str, object]:
+        return self.data.state_dict()
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.data.load_state_dict(state)
+
+
+def fit(module: Module, epochs: int, first: int = 0, stop_after: int | None = None) -> list[list[int]]:
+    """As a trainer does: a loader for all epochs, `set_epoch` before each, and a checkpoint when it is told to stop."""
+    loader, seen = module.train_dataloader(), []
+    steps = 0
+    for epoch in range(first, epochs):
+        loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        seen.append([])
+        for batch in loader:
+            seen[-1] += batch.tolist()
+            steps += 1
+            if steps == stop_after:
+                return seen
+    return seen
+
+
+def test_a_trainers_loop_goes_on_from_its_checkpoint(shards: str, options: Options, tmp_path: Path) -> None:
+    whole = fit(Module(shards, options), 3)
+    assert all(sorted(epoch) == list(range(500)) for epoch in whole) and whole[0] != whole[1]
+    module = Module(shards, options)
+    before = fit(module, 3, stop_after=40)
+    torch.save({"datamodule": module.state_dict(), "epoch": len(before) - 1}, tmp_path / "checkpoint")
+    checkpoint = torch.load(tmp_path / "checkpoint")
+    again = Module(shards, options)
+    again.load_state_dict(checkpoint["datamodule"])
+    after = fit(again, 3, first=checkpoint["epoch"])
+    assert [*before[:-1], before[-1] + after[0], *after[1:]] == whole
 
 
 def gets(server: Server) -> list[str]:

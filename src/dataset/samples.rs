@@ -15,6 +15,10 @@ use crate::object::ObjectId;
 use crate::prefetch::Prefetcher;
 use crate::record::Record;
 
+/// Shuffled, a consumer of several may get objects without records for some epochs, and others later: with half of the
+/// objects empty, this often in a row once in 10^19.
+const BARREN_EPOCHS: u32 = 64;
+
 /// A record and where it is from.
 #[derive(Debug, Clone)]
 pub struct Sample {
@@ -67,6 +71,10 @@ pub struct Samples {
     start: Progress,
     /// What was delivered: what is in a batch that is not complete was not.
     delivered: Position,
+    /// Whether anything was delivered, or left out as was asked, in this epoch.
+    gave: bool,
+    /// Epochs in a row, up to the last one, that gave nothing.
+    barren: u32,
     batch: Vec<Sample>,
     skip: u64,
     failed: Option<Error>,
@@ -116,6 +124,8 @@ impl Samples {
             run: None,
             start: resume.position.progress,
             delivered: resume.position,
+            gave: resume.position.progress != Progress::default(),
+            barren: 0,
             batch: Vec::new(),
             skip: resume.position.skip,
             failed: None,
@@ -235,6 +245,7 @@ impl Samples {
     }
 
     fn note_delivery(&mut self) {
+        self.gave = true;
         if let Some(run) = &self.run {
             self.delivered = Position {
                 epoch: self.epoch,
@@ -272,6 +283,7 @@ impl Samples {
                 run.fill();
                 if self.skip > 0 {
                     self.skip -= 1;
+                    self.gave = true;
                     continue;
                 }
                 self.stats.samples += 1;
@@ -295,9 +307,46 @@ impl Samples {
         }
     }
 
+    /// Refuses to go on without end where no epoch gives anything: whoever asks for the next sample would wait for ever.
+    fn check_yield(&mut self) -> Result<()> {
+        self.barren = match std::mem::take(&mut self.gave) {
+            true => 0,
+            false => self.barren + 1,
+        };
+        let alone = self.config.consumer.count() == 1;
+        let patience = match self.config.shuffle {
+            Some(_) if !alone => BARREN_EPOCHS,
+            _ => 1,
+        };
+        if self.config.epochs.is_some() || self.barren < patience {
+            return Ok(());
+        }
+        let stats = self.stats();
+        let flaw = stats
+            .skipped
+            .first()
+            .map_or(String::new(), |flaw| format!("; the first flaw: {flaw}"));
+        let reason = format!(
+            "epoch {} gave this consumer no sample ({} objects in all; {} records and the rest of {} objects were corrupt{flaw}), and without end none would",
+            self.epoch,
+            self.inputs.objects.len(),
+            stats.skipped_records,
+            stats.skipped_objects,
+        );
+        Err(Error::unusable(
+            "epochs",
+            reason,
+            "name inputs that hold samples, without drop_last a batch that they fill, or a number of epochs",
+        ))
+    }
+
     /// Goes on to the next epoch; to none behind the last.
     fn next_epoch(&mut self) -> Result<()> {
         self.run = None;
+        if let Err(error) = self.check_yield() {
+            self.failed = Some(error.clone());
+            return Err(error);
+        }
         self.epoch += 1;
         self.start = Progress::default();
         self.delivered = Position {

@@ -465,6 +465,120 @@ fn padding_that_holds_nothing_ends() {
     }
 }
 
+/// D10: An epoch that gives a consumer nothing, with no end of epochs, is an error and no wait without end.
+#[test]
+fn without_end_an_epoch_that_gives_nothing_is_an_error() {
+    let client = MemoryClient::default();
+    let put = |name: &str, bytes: Vec<u8>| {
+        let uri: ObjectUri = format!("memory://bucket/{name}").parse().unwrap();
+        client.put(uri.clone(), bytes);
+        runtime().block_on(client.head(&uri)).unwrap()
+    };
+    let (bad, empty) = (put("bad", vec![b'?'; 100]), put("empty", Vec::new()));
+    let full = put("full", object(RecordFormat::TfRecord, 0, 3));
+    let engine = Prefetcher::new(
+        Arc::new(client.clone()),
+        PrefetchConfig::default(),
+        Arc::default(),
+    )
+    .unwrap();
+    let mut config = DatasetConfig::new(Decoding::new(RecordFormat::TfRecord));
+    config.on_error = OnError::Skip;
+    config.epochs = None;
+    let run = |listing: &[&ObjectMeta], config: &DatasetConfig, most: usize| {
+        let listing = listing.iter().map(|meta| (*meta).clone()).collect();
+        let mut samples = Dataset::new(engine.clone(), listing, config.clone())
+            .unwrap()
+            .samples()
+            .unwrap();
+        let mut batches = 0;
+        while batches < most {
+            match samples.next_batch_timeout(Duration::from_secs(20)) {
+                Ok(NextBatch::Batch(_)) => batches += 1,
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => return (batches, Some(error.to_string())),
+            }
+        }
+        (batches, None)
+    };
+    let (_, told) = run(&[&bad, &empty], &config, 1);
+    let told = told.unwrap();
+    assert!(
+        told.contains("epoch 0") && told.contains("memory://bucket/bad"),
+        "{told}"
+    );
+    assert_eq!(run(&[&bad, &full], &config, 20), (20, None));
+    // A batch that is left out is nothing, too.
+    config.batch = 4;
+    config.drop_last = true;
+    let (batches, told) = run(&[&full], &config, 1);
+    assert!(
+        batches == 0
+            && told.is_some_and(|told| told.contains("drop_last") || told.contains("no sample"))
+    );
+    // Two consumers, shuffled: each gets the empty object now and then.
+    config.batch = 1;
+    config.shuffle = Some(Shuffle { seed: 1, window: 2 });
+    config.consumer = consumers(2, 1)[1];
+    assert_eq!(run(&[&empty, &full], &config, 60), (60, None));
+    assert!(run(&[&empty, &bad], &config, 1).1.is_some());
+}
+
+/// Rows are dealt out as records are: each once, with or without a resume, by group and row.
+#[test]
+fn rows_of_groups_come_once() {
+    let rows = [4u64, 0, 7, 1, 30, 12];
+    let groups: Vec<RowGroup> = rows
+        .iter()
+        .enumerate()
+        .map(|(at, rows)| RowGroup {
+            uri: format!("s3://bucket/{}.parquet", at / 2).parse().unwrap(),
+            etag: Some("\"v\"".into()),
+            number: at as u32 % 2,
+            rows: *rows,
+        })
+        .collect();
+    let all: Vec<(u32, u64)> = (0..rows.len())
+        .flat_map(|at| (0..rows[at]).map(move |row| (at as u32, row)))
+        .collect();
+    let config = |consumer, window| {
+        let mut config = DatasetConfig::new(row_decoding());
+        config.consumer = consumer;
+        config.shuffle = Some(Shuffle { seed: 3, window }).filter(|_| window > 0);
+        config
+    };
+    let read = |dataset: &Dataset, most: usize| {
+        let mut samples = dataset.samples().unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < most
+            && let Some(sample) = samples.next()
+        {
+            let sample = sample.unwrap();
+            seen.push((sample.object_index, sample.record.offset));
+        }
+        (seen, samples.state())
+    };
+    for (window, before, after) in [(0, 1, 1), (5, 2, 3), (100, 3, 1)] {
+        let (mut seen, mut states) = (Vec::new(), Vec::new());
+        for (at, who) in consumers(before, 1).into_iter().enumerate() {
+            let dataset = Dataset::of_rows(&groups, config(who, window)).unwrap();
+            let (some, state) = read(&dataset, 3 + at);
+            seen.extend(some);
+            states.push(stored(&state));
+        }
+        let merged = DatasetState::merge(&states).unwrap();
+        for who in consumers(after, 1) {
+            let mut dataset = Dataset::of_rows(&groups, config(who, window)).unwrap();
+            dataset.load(&merged).unwrap();
+            seen.extend(read(&dataset, usize::MAX).0);
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, all, "window {window}");
+    }
+    let dataset = Dataset::of_rows(&groups, config(Consumer::ALONE, 0)).unwrap();
+    assert_eq!(read(&dataset, usize::MAX).0, all, "in order");
+}
+
 /// D2: by a ranged request at the record's first byte; with a window, at the window's.
 #[test]
 fn going_on_reads_nothing_before_its_place() {
