@@ -1,5 +1,6 @@
 """`standpipe.stream`: bytes, order, memory."""
 
+import asyncio
 import gc
 import itertools
 import pickle
