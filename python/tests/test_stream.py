@@ -273,7 +273,8 @@ def test_what_is_no_object_is_the_beginning_of_many(server: Server, options: Opt
     server.request("POST", "/_fake/log/clear")
     stream = standpipe.stream("s3://data/beginning/a", **options)
     assert joined(stream) == b"".join(bodies[:2])
-    assert operations(server, "beginning")[:2] == ["get", "list"]
+    # A HEAD for the checksum goes beside the first GET.
+    assert [operation for operation in operations(server, "beginning") if operation != "head"][:2] == ["get", "list"]
     stats = standpipe.stats(stream)
     assert (stats["objects"], stats["bytes"]) == (2, 4)
     missing = standpipe.stream("s3://data/beginning/none", **options)
