@@ -274,10 +274,11 @@ def test_a_recipe_of_the_guide(title: str, server: Server, monkeypatch: pytest.M
     )
 
 
+@pytest.mark.timeout(180)
 def test_the_example_learns_its_images(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_shards(server, tmp_path, monkeypatch)
     command = [sys.executable, str(EXAMPLES / "classify.py"), "s3://data/examples-python/", "--epochs", "4"]
-    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=55)
+    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     epochs = re.findall(r"epoch \d: (\d+) images, (\d+)% right", done.stdout)
     assert [int(seen) for seen, _ in epochs] == [240] * 4
