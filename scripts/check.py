@@ -122,7 +122,9 @@ def torch() -> bool:
 def reference() -> bool:
     """The Python package's reference, from the docstrings of the wheel that is installed."""
     out = str(ROOT / "target" / "doc" / "python")
-    return run(IN_WHEEL_VENV[0], "-P", "scripts/reference.py", out, PYTHONPATH=str(ROOT / ".torch"))
+    # All modules are imported: what they need beside the package lies there, as far as other steps have put it there.
+    packages = os.pathsep.join(str(ROOT / name) for name in (".frameworks", ".torch"))
+    return run(IN_WHEEL_VENV[0], "-P", "scripts/reference.py", out, PYTHONPATH=packages)
 
 
 def fresh_environment(where: Path, tools: Path, package: str) -> bool:

@@ -73,6 +73,9 @@ def faults(module_name: str) -> list[str]:
 
 def main() -> int:
     out = Path(sys.argv[1])
+    # What frameworks warn of when they are imported is theirs.
+    for name in MODULES:
+        importlib.import_module(name)
     warnings.simplefilter("error")
     # Types of the standard library's stubs are there for checkers only: they are shown as they are written.
     for harmless in ("Failed to run TYPE_CHECKING code", "Error parsing type annotation"):
