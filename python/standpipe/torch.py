@@ -166,13 +166,16 @@ class MapDataset(_Dataset[Any]):
     def _of_pipeline(self, ahead: Ahead, wanted: list[int]) -> list[Any]:
         """The same from a stream that goes on behind them with what the sampler asks for next."""
         pipeline = self._pipeline
+        if pipeline is not None and not pipeline.is_ours():
+            # The parent's, whose stream a forked child must not touch.
+            pipeline = None
         if pipeline is None or not pipeline.begins_with(wanted):
             if pipeline is not None:
                 pipeline.close()
             pipeline = self._pipeline = _Pipeline(self._fitting_config(), self.objects)
         try:
             pipeline.feed(wanted, ahead)
-            samples = []
+            samples: list[Any] = []
             for index, uri, data in pipeline.take(len(wanted)):
                 if not samples:
                     # Not before the first of all is there: hundreds of connections at once would delay it.
@@ -245,6 +248,11 @@ class _Pipeline:
         self._whole: Iterator[memoryview] = iter(())
         # The numbers that the stream was given and has not given out.
         self._coming: deque[int] = deque()
+        self._pid = os.getpid()
+
+    def is_ours(self) -> bool:
+        """Whether this process made it."""
+        return self._pid == os.getpid()
 
     def begins_with(self, wanted: list[int]) -> bool:
         """Whether these, as far as it knows, are what it gives next."""

@@ -1,6 +1,7 @@
 """`standpipe.torch`, with torch itself."""
 
 import itertools
+import os
 import pickle
 import re
 import subprocess
@@ -262,6 +263,20 @@ def test_look_ahead_survives_other_reads_early_ends_and_errors(
         )
         assert [body for batch in good for body in batch] == bodies[14:]
     assert len(pickle.loads(pickle.dumps(MapDataset("s3://data/torch/", **options)))) == 40
+
+
+def test_a_forked_child_looks_ahead_on_its_own(bodies: list[bytes], options: Options) -> None:
+    dataset = MapDataset("s3://data/torch/", **options)
+    loader = DataLoader(dataset, sampler=dataset.ahead(range(40)), batch_size=4, collate_fn=list)
+    batches = iter(loader)
+    assert next(batches) == bodies[:4]
+    child = os.fork()
+    if child == 0:
+        seen = [body for batch in loader for body in batch]
+        os._exit(0 if seen == bodies else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert [body for batch in batches for body in batch] == bodies[4:]
 
 
 @pytest.mark.parametrize("title", [title for title in SECTIONS if needs_torch(title)])
