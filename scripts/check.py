@@ -27,7 +27,7 @@ IN_WHEEL_VENV = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
 PYTEST = ["-q", "-c", "python/pyproject.toml"]
 # Each needs a framework that the wheel's environment lacks, and runs where it has been put.
 TORCH_TESTS = ["python/tests/test_torch.py"]
-FRAMEWORK_TESTS = ["python/tests/test_tensorflow.py", "python/tests/test_ray.py"]
+FRAMEWORK_TESTS = [f"python/tests/test_{name}.py" for name in ("tensorflow", "ray", "keras_example")]
 TORCHDATA_TESTS = ["python/tests/test_torchdata.py"]
 WHOLE = ["--locked", "--workspace", "--all-features"]
 DENY_WARNINGS = ["--", "-D", "warnings"]
