@@ -6,6 +6,9 @@
 
 mod per_process;
 
+use std::pin::pin;
+use std::time::Duration;
+
 use tokio::runtime::{Builder, Handle, Runtime};
 
 pub use per_process::PerProcess;
@@ -18,6 +21,22 @@ static RUNTIME: PerProcess<Runtime> = PerProcess::new();
 /// When the system refuses to start its threads.
 pub fn handle() -> Handle {
     RUNTIME.get(start).handle().clone()
+}
+
+/// Awaits `work`, and if that takes longer than `after`, runs `prepare` meanwhile: what will be needed when it is done.
+pub(crate) async fn meanwhile<T>(
+    work: impl Future<Output = T>,
+    after: Duration,
+    prepare: impl FnOnce(),
+) -> T {
+    let mut work = pin!(work);
+    match tokio::time::timeout(after, work.as_mut()).await {
+        Ok(done) => done,
+        Err(_) => {
+            prepare();
+            work.await
+        }
+    }
 }
 
 /// One reactor thread carries 8 to 20 Gb/s, and the consumer needs the other cores.
@@ -66,6 +85,20 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         assert_eq!(status, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_long_is_prepared_for() {
+        let (quick, slow) = (Duration::from_millis(1), Duration::from_secs(1));
+        for (takes, prepared) in [(quick, 0), (slow, 1)] {
+            let mut count = 0;
+            let work = async {
+                tokio::time::sleep(takes).await;
+                takes
+            };
+            assert_eq!(meanwhile(work, quick * 2, || count += 1).await, takes);
+            assert_eq!(count, prepared);
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::job::{Client, Job, Sample};
 use crate::meter::{self, Meter};
 use crate::server::BUCKET;
 use crate::work::{engine, raw_reader};
-use crate::{Outcome, stack};
+use crate::{Outcome, floor, stack};
 
 const READER: &str = "STANDPIPE_BENCH_READER";
 const MIB: usize = 1 << 20;
@@ -191,6 +191,31 @@ pub(crate) fn train(
     let sample = sample(&meter, &seen, metrics.requests.get());
     server.wait()?;
     Ok(timed(sample, job, &seen, client_ns))
+}
+
+/// What [`train`] does until its first byte, by raw sockets, with a reader that is there first.
+pub(crate) fn raw_first_byte(job: &Job, prefix: &str) -> Outcome<Sample> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("raw");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR)?;
+    let meter = Meter::start(job.endpoint.pid);
+    let reading = Reading {
+        paths: vec![path.clone()],
+        first_byte_only: true,
+        ..Reading::default()
+    };
+    let client_ns = meter::now_ns();
+    // It starts while the listing is on its way.
+    let attended = std::thread::spawn(move || {
+        let reader = spawn_reader(&reading).map_err(|error| error.to_string())?;
+        let fifo = File::options().write(true).open(&path);
+        Ok::<_, String>((reader, fifo.map_err(|error| error.to_string())?))
+    });
+    let byte = floor::list_then_get(&job.endpoint, prefix)?;
+    let (reader, mut fifo) = attended.join().map_err(|_| "the thread panicked")??;
+    fifo.write_all(&byte)?;
+    let seen = seen_by(reader)?;
+    Ok(timed(sample(&meter, &seen, 2), job, &seen, client_ns))
 }
 
 /// The first byte of `standpipe pipe`, the program that is built beside this one, since its start.

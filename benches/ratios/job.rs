@@ -55,6 +55,8 @@ pub(crate) enum Work {
     },
     /// The first byte of the built command, as a user starts it.
     Command { prefix: String },
+    /// `Train`'s first byte by raw sockets: what nobody can do faster who has to list.
+    RawFirstByte { prefix: String },
     /// `Train` by way of the disk.
     DownloadThenTrain {
         prefix: String,
@@ -195,6 +197,7 @@ impl Job {
                 work_bytes_per_second,
             } => fifo::train(&job, prefix, *first_byte_only, *work_bytes_per_second),
             Work::Command { prefix } => fifo::command(&job, prefix),
+            Work::RawFirstByte { prefix } => fifo::raw_first_byte(&job, prefix),
             Work::DownloadThenTrain {
                 prefix,
                 work_bytes_per_second,

@@ -24,6 +24,7 @@ mod server;
 mod stack;
 
 mod fifo;
+mod floor;
 mod job;
 mod meter;
 mod report;

@@ -183,6 +183,7 @@ impl Row {
                         count,
                     } if prefix == "few/" => found.0 == size_bytes * count,
                     Work::Command { .. }
+                    | Work::RawFirstByte { .. }
                     | Work::Train {
                         first_byte_only: true,
                         ..
@@ -759,6 +760,8 @@ fn trainer(client: Client, work: Work) -> Task {
     }
 }
 
+/// The floor is what raw sockets need for a LIST of one key, a GET of one byte and the FIFO.
+///
 /// The unit is what a plain client needs for one GET in a fresh process. Both sides' clocks start at the same place:
 /// with the process (before it, in whoever starts it), or with the first thing that a client does, which is to connect
 /// for the one and to read its configuration for the other. LIST and GET are two units by nature; what is above is
@@ -806,6 +809,13 @@ fn first_byte(sizes: Sizes, name: &'static str, tls: bool) -> Row {
             },
         )
     };
+    let floor = task(
+        Client::Raw,
+        1,
+        Work::RawFirstByte {
+            prefix: "many/".into(),
+        },
+    );
     let since_client = |label| {
         move |round: &Round<'_>| {
             round.get(label).first_byte_since_client_s
@@ -826,6 +836,7 @@ fn first_byte(sizes: Sizes, name: &'static str, tls: bool) -> Row {
         )
         .rounds(sizes.pick(7, 5, 1))
         .case("one GET", unit)
+        .case("raw LIST, GET, FIFO", floor)
         .case("16 x 128 MiB", train("few/"))
         .case("5000 x 100 KB", train("some/"))
         .case("20000 x 100 KB", train("many/"))
@@ -849,6 +860,25 @@ fn first_byte(sizes: Sizes, name: &'static str, tls: bool) -> Row {
             since_start("the command"),
         ),
     );
+    for (clock, value) in [
+        (
+            "client's construction",
+            Box::new(since_client("raw LIST, GET, FIFO")) as Value,
+        ),
+        (
+            "process's start",
+            Box::new(since_start("raw LIST, GET, FIFO")),
+        ),
+    ] {
+        row = row.aim(
+            sizes,
+            aim(
+                format!("the floor: raw LIST, GET and FIFO, since the {clock}"),
+                Bound::None,
+                value,
+            ),
+        );
+    }
     for label in ["16 x 128 MiB", "20000 x 100 KB"] {
         row = row
             .aim(

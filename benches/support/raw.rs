@@ -17,9 +17,9 @@ use crate::Outcome;
 use crate::server::{BUCKET, Endpoint};
 
 /// Longer than any head that the server sends.
-const HEAD_BYTES: usize = 4 << 10;
+pub(crate) const HEAD_BYTES: usize = 4 << 10;
 
-type Stream = StreamOwned<ClientConnection, TcpStream>;
+pub(crate) type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 /// Reads one object; connections are kept from one pass to the next.
 pub(crate) enum Raw {
@@ -94,24 +94,8 @@ impl TlsReader {
         part_bytes: u64,
         connections: usize,
     ) -> Outcome<Self> {
-        let mut roots = RootCertStore::empty();
-        let pem = std::fs::read(endpoint.ca_file.as_ref().ok_or("a bundle")?)?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            roots.add(certificate?)?;
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let config = Arc::new(config);
-        let stream = |_| -> Outcome<Stream> {
-            let name = ServerName::IpAddress(endpoint.addr.ip().into());
-            let tcp = TcpStream::connect(endpoint.addr)?;
-            tcp.set_nodelay(true)?;
-            let session = ClientConnection::new(config.clone(), name)?;
-            Ok(StreamOwned::new(session, tcp))
-        };
+        let config = tls_config(endpoint)?;
+        let stream = |_| tls_stream(endpoint, &config);
         Ok(Self {
             streams: (0..connections).map(stream).collect::<Outcome<_>>()?,
             buffers: Buffers::default(),
@@ -151,6 +135,28 @@ impl TlsReader {
             Ok(bytes)
         })
     }
+}
+
+pub(crate) fn tls_config(endpoint: &Endpoint) -> Outcome<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    let pem = std::fs::read(endpoint.ca_file.as_ref().ok_or("a bundle")?)?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(certificate?)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+pub(crate) fn tls_stream(endpoint: &Endpoint, config: &Arc<ClientConfig>) -> Outcome<Stream> {
+    let name = ServerName::IpAddress(endpoint.addr.ip().into());
+    let tcp = TcpStream::connect(endpoint.addr)?;
+    tcp.set_nodelay(true)?;
+    let session = ClientConnection::new(config.clone(), name)?;
+    Ok(StreamOwned::new(session, tcp))
 }
 
 fn lane(
@@ -203,7 +209,7 @@ fn get(
     })
 }
 
-fn end_of_head(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn end_of_head(bytes: &[u8]) -> Option<usize> {
     let head = &bytes[..bytes.len().min(HEAD_BYTES)];
     let at = head.windows(4).position(|end| end == b"\r\n\r\n")?;
     Some(at + 4)

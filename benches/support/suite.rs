@@ -1,8 +1,8 @@
 //! What the criterion benches have in common: each case is measured bare and at S3's latency, plain and over TLS.
 //!
 //! Criterion measures time, with confidence intervals. What a pass costs beside time (the client's CPU, memory, page
-//! faults, the first byte, requests) is told by one pass of a fresh process, which did the same once before, so that
-//! its peak of memory is that of this case alone. The benchmark executes itself again for that, as for the server.
+//! faults, the first byte, requests) is told by passes of fresh processes, the median of each figure; each did the same
+//! once before, and its peak of memory is that of this case alone. The benchmark executes itself again for that, as for the server.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -18,6 +18,9 @@ use crate::server::{self, Endpoint, Objects, Server, Spec};
 const PASS: &str = "STANDPIPE_BENCH_PASS";
 /// What `--test` reads: it asks only whether everything runs.
 const SMOKE_BYTES: u64 = 8 << 20;
+
+/// One pass may fall into a moment when the machine does something else: it has told four times the CPU.
+const PASSES: usize = 5;
 
 /// Something that reads everything once, and tells the meter when the first byte was there.
 pub(crate) type Work = Box<dyn FnMut(&mut Meter) -> Outcome<Pass>>;
@@ -84,7 +87,8 @@ pub(crate) fn run(name: &str, objects: fn(u64) -> Vec<Objects>, cases: &[Case]) 
             })?;
             let group = format!("{name}/{condition}/{wire}");
             let measured = time(&mut criterion, &group, &server, size_bytes, cases)?;
-            figures(&group, &server, size_bytes, &measured)?;
+            let passes = if smoke { 1 } else { PASSES };
+            figures(&group, &server, (size_bytes, passes), &measured)?;
         }
     }
     criterion.final_summary();
@@ -121,7 +125,12 @@ fn time(
 }
 
 /// Prints what criterion does not measure.
-fn figures(group: &str, server: &Server, size_bytes: u64, names: &[&str]) -> Outcome<()> {
+fn figures(
+    group: &str,
+    server: &Server,
+    (size_bytes, passes): (u64, usize),
+    names: &[&str],
+) -> Outcome<()> {
     if names.is_empty() {
         return Ok(());
     }
@@ -141,20 +150,30 @@ fn figures(group: &str, server: &Server, size_bytes: u64, names: &[&str]) -> Out
             endpoint: server.endpoint.clone(),
             size_bytes,
         };
-        let figures = order.have_done()?;
-        if figures.pass.bytes != size_bytes {
-            return Err(format!("{name}: {figures:?}").into());
+        let passes = (0..passes)
+            .map(|_| order.have_done())
+            .collect::<Outcome<Vec<_>>>()?;
+        if let Some(other) = passes
+            .iter()
+            .find(|figures| figures.pass.bytes != size_bytes)
+        {
+            return Err(format!("{name}: {other:?}").into());
         }
+        let median = |value: fn(&Figures) -> f64| {
+            let mut values: Vec<_> = passes.iter().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
         let gb = size_bytes as f64 / 1e9;
         eprintln!(
-            "{name:16} {:8.3} {:12.3} {:12.3} {:14.2} {:13.1} {:9.0} {:9}",
-            gb / figures.seconds,
-            figures.client_cpu_s / gb,
-            figures.server_cpu_s / gb,
-            figures.first_byte_s * 1e3,
-            figures.peak_rss_bytes as f64 / f64::from(1 << 20),
-            figures.faults as f64 / gb,
-            figures.pass.requests,
+            "{name:16} {:8.3} {:12.3} {:12.3} {:14.2} {:13.1} {:9.0} {:9.0}",
+            gb / median(|figures| figures.seconds),
+            median(|figures| figures.client_cpu_s) / gb,
+            median(|figures| figures.server_cpu_s) / gb,
+            median(|figures| figures.first_byte_s * 1e3),
+            median(|figures| figures.peak_rss_bytes as f64 / f64::from(1 << 20)),
+            median(|figures| figures.faults as f64) / gb,
+            median(|figures| figures.pass.requests as f64),
         );
     }
     eprintln!();

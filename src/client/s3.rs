@@ -22,7 +22,7 @@
 //! [`GetMeta::checksum`] says so. Objects of several parts, and objects without a checksum, are the engine's to count.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
@@ -38,6 +38,7 @@ use crate::checksum::ChecksumPolicy;
 use crate::error::{Answer, Error, Result};
 use crate::metrics::Metrics;
 use crate::object::{ByteRange, ObjectId, ObjectMeta, ObjectUri};
+use crate::runtime;
 
 mod answer;
 mod bucket;
@@ -77,8 +78,12 @@ const THROUGH_SDK_FROM_BYTES: u64 = 1 << 20;
 const DIRECTORY_BUCKET_SUFFIX: &str = "--x-s3";
 
 /// Keys of a listing's first page. A full page of 1,000 is 0.3 MB of XML, 6 ms of S3's time before the first object can
-/// be asked for; the second page is on its way while the first is read.
-const FIRST_PAGE_KEYS: i32 = 100;
+/// be asked for; the second page is on its way while the first is read. So many fill the requests that are in flight
+/// until it comes.
+const FIRST_PAGE_KEYS: i32 = 64;
+
+/// When a first page is prepared for: behind its request, and well before any answer from S3 (20 ms and more).
+const PREPARE_AFTER: Duration = Duration::from_millis(3);
 
 /// A page that has not come after so many periods of progress, beside the time to its first byte, stalls: a full one is
 /// 0.3 MB, five times what a body must bring in a period. The SDK collects the body, and limits only the first byte.
@@ -109,8 +114,8 @@ struct Shared {
 }
 
 impl S3Client {
-    /// Reads environment and profile and makes a client. Nothing is sent: a wrong key or endpoint shows at the first
-    /// request.
+    /// Reads environment and profile and makes a client. No request is sent: a wrong key or endpoint shows at the first
+    /// one. A connection may be opened for it meanwhile.
     pub async fn connect(config: S3Config, metrics: Arc<Metrics>) -> Result<Self> {
         let setup = setup::find(&config, &metrics).await?;
         let endpoint = setup.endpoint_url.clone().unwrap_or_else(|| AWS.to_owned());
@@ -567,7 +572,8 @@ impl Shared {
         let output = match self.target(&bucket).await {
             Some(target) => {
                 let credentials = self.credentials.as_deref();
-                let answer = self.hand.list(target, credentials, &question).await?;
+                let asked = self.hand.list(target, credentials, &question);
+                let answer = runtime::meanwhile(asked, PREPARE_AFTER, decode::prepare).await?;
                 decode::listing(Subject::of(prefix), &answer)?
             }
             None => self.page_through_sdk(&question, &bucket).await?,

@@ -35,6 +35,7 @@ mod address;
 mod chunked;
 mod conn;
 mod connector;
+mod early;
 mod head;
 mod pool;
 mod proxy;
@@ -53,6 +54,7 @@ pub(crate) use connector::collect;
 
 use address::Addresses;
 use conn::Conn;
+use early::Early;
 use pool::Shelf;
 
 /// How connections behave.
@@ -216,6 +218,8 @@ struct Shared {
     config: WireConfig,
     addresses: Addresses,
     idle: Mutex<HashMap<Endpoint, Shelf<Box<Conn>>>>,
+    /// For the first request; taken out by it.
+    early: Mutex<Option<Early>>,
 }
 
 impl Wire {
@@ -225,7 +229,19 @@ impl Wire {
             config,
             addresses: Addresses::default(),
             idle: Mutex::default(),
+            early: Mutex::default(),
         }))
+    }
+
+    /// Begins to open a connection for a request that is to come. If that fails, the request is told.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    pub fn connect_early(&self, endpoint: &Endpoint) {
+        let (wire, to) = (self.clone(), endpoint.clone());
+        let connecting =
+            async move { address::connect(&wire.0.addresses, &to, &wire.0.config).await };
+        *self.early() = Some(Early::open(endpoint.clone(), connecting));
     }
 
     /// Sends a request and receives its answer.
@@ -277,7 +293,15 @@ impl Wire {
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Box<Conn>, Fault> {
         let config = &self.0.config;
-        let conn = address::connect(&self.0.addresses, endpoint, config).await?;
+        let early = self.early().take_if(|early| early.is_for(endpoint));
+        let opened = match early {
+            Some(early) => early.take(config.idle_timeout).await,
+            None => None,
+        };
+        let conn = match opened {
+            Some(opened) => opened?,
+            None => address::connect(&self.0.addresses, endpoint, config).await?,
+        };
         config.metrics.connections_opened.add(1);
         Ok(conn)
     }
@@ -314,6 +338,10 @@ impl Wire {
                 .or_default()
                 .put(conn, now, timeout, max);
         }
+    }
+
+    fn early(&self) -> MutexGuard<'_, Option<Early>> {
+        self.0.early.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn idle(&self) -> MutexGuard<'_, HashMap<Endpoint, Shelf<Box<Conn>>>> {

@@ -102,6 +102,13 @@ pub(super) struct Part {
     charged_bytes: u64,
 }
 
+impl Part {
+    /// Whether the stream begins with it.
+    pub(super) fn is_first(&self) -> bool {
+        self.serial == 0 && self.offset == 0
+    }
+}
+
 /// What a consumer gets when it asks.
 pub(super) enum Take {
     Part(Part),

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::{AbortHandle, AbortRegistration, Abortable, BoxFuture};
 use futures::stream::{self, BoxStream};
@@ -25,6 +25,9 @@ use crate::error::{Error, Result};
 use crate::metrics::{Metrics, Snapshot};
 use crate::object::{ObjectId, ObjectMeta, ObjectUri};
 use crate::runtime;
+
+/// When memory for a stream's first part is made ready: behind the first request, a listing's in most cases.
+const PREPARE_AFTER: Duration = Duration::from_millis(3);
 
 /// Objects that a stream knows of before they are planned: one page of a listing.
 const LISTED_AHEAD: usize = 1000;
@@ -234,10 +237,10 @@ impl Prefetcher {
             lister,
         };
         let id = self.0.lock().open(source, largest_part_bytes)?;
-        self.0.runtime.spawn(Abortable::new(
-            self.0.clone().feed(objects, sender, starved),
-            registration,
-        ));
+        let feed = self.0.clone().feed(objects, sender, starved);
+        let pool = self.0.pool.clone();
+        let feed = runtime::meanwhile(feed, PREPARE_AFTER, move || pool.prepare(1));
+        self.0.runtime.spawn(Abortable::new(feed, registration));
         Ok(ObjectReader::new(StreamHandle {
             shared: self.0.clone(),
             id,
@@ -452,7 +455,14 @@ impl StreamHandle {
         metrics.checksums_bad.add(tally.bad);
         metrics.overdraft_bytes.add(tally.overdraft_bytes);
         metrics.producer_stall_ns.add_time(tally.memory_blocked);
-        self.shared.pump();
+        match &take {
+            // Somebody waits for just these bytes: what is to be asked for next is another thread's work.
+            Take::Part(part) if part.is_first() => {
+                let shared = self.shared.clone();
+                self.shared.runtime.spawn(async move { shared.pump() });
+            }
+            _ => self.shared.pump(),
+        }
         take
     }
 

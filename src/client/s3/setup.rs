@@ -68,7 +68,7 @@ pub(super) struct Setup {
     pub(super) wire: Wire,
 }
 
-/// Reads the environment and the profile. Nothing is sent.
+/// Reads the environment and the profile. No request is sent, but a connection may be opened for the first.
 pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Setup> {
     config.validate()?;
     let trust = Trust::of(config);
@@ -83,6 +83,10 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         None => tls_config_with(system_roots()),
     });
     let wire = wire(config, tls.clone(), metrics);
+    if let Some(endpoint) = known_endpoint(config) {
+        wire.connect_early(&endpoint);
+    }
+    Rules::prepare();
     let sdk_config = load(config, http.clone()).await;
     let endpoint_url = endpoint_url(config, &sdk_config);
     let endpoint = endpoint_url
@@ -144,6 +148,18 @@ pub(super) async fn find(config: &S3Config, metrics: &Arc<Metrics>) -> Result<Se
         credentials,
         wire,
     })
+}
+
+/// Where the first request will go over our own transport, if the configuration alone tells: not with buckets in host
+/// names, nor through a proxy.
+fn known_endpoint(config: &S3Config) -> Option<Endpoint> {
+    let uri = check_url("endpoint-url", config.endpoint_url.as_deref()?).ok()?;
+    check_secrecy(config, Some(&uri)).ok()?;
+    let in_path = config.force_path_style;
+    let in_path = in_path.unwrap_or_else(|| uri.host().is_some_and(needs_path_style));
+    let is_direct = config.transport == Transport::Direct
+        && proxy(config.endpoint_url.as_deref(), FALLBACK_REGION).is_none();
+    Endpoint::of(&uri).ok().filter(|_| in_path && is_direct)
 }
 
 /// Our own transport, trusting what the stock one trusts.

@@ -51,6 +51,15 @@ impl Rules {
         }
     }
 
+    /// Has the SDK read its table of partitions, beside whatever the caller does: the first question waits for it
+    /// otherwise.
+    pub(super) fn prepare() {
+        tokio::spawn(async {
+            let rules = Self::new(None, false, false, false);
+            rules.target("bucket", "us-east-1").await.is_some()
+        });
+    }
+
     /// The target of a bucket in a region; `None` when only the SDK can speak to it.
     pub(super) async fn target(&self, bucket: &str, region: &str) -> Option<Target> {
         if bucket.contains(':') {

@@ -92,6 +92,66 @@ fn idle(wire: &Wire) -> usize {
     wire.idle().values().map(Shelf::len).sum()
 }
 
+#[tokio::test]
+async fn the_first_request_takes_the_connection_that_was_opened_before_it() {
+    let (endpoint, server) = play(vec![vec![Request, ok(b"abc"), Hold]]).await;
+    let wire = wire();
+    wire.connect_early(&endpoint);
+    assert_eq!(counts(&wire), (0, 0, 0), "nobody uses it yet");
+    assert_eq!(get(&wire, &endpoint, 3).await.unwrap(), b"abc");
+    assert_eq!(counts(&wire), (1, 0, 0));
+    assert_eq!(idle(&wire), 1, "and it is kept");
+    drop(wire);
+    server.await.unwrap();
+}
+
+/// One that the server has closed meanwhile, one that is too old, and one to another endpoint are not used.
+#[tokio::test]
+async fn an_early_connection_that_is_of_no_use_is_replaced() {
+    let (endpoint, server) = play(vec![vec![], vec![Request, ok(b"abc"), Hold]]).await;
+    let wire = wire();
+    wire.connect_early(&endpoint);
+    while !wire.early().as_ref().is_some_and(Early::is_there) {
+        tokio::task::yield_now().await;
+    }
+    // The end of the connection may come a moment after it.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(get(&wire, &endpoint, 3).await.unwrap(), b"abc");
+    drop(wire);
+    server.await.unwrap();
+
+    let (endpoint, server) = play(vec![vec![Hold], vec![Request, ok(b"abc"), Hold]]).await;
+    let wire = Wire::new(WireConfig {
+        idle_timeout: Duration::ZERO,
+        ..WireConfig::default()
+    });
+    wire.connect_early(&endpoint);
+    while !wire.early().as_ref().is_some_and(Early::is_there) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get(&wire, &endpoint, 3).await.unwrap(), b"abc");
+    drop(wire);
+    server.await.unwrap();
+}
+
+/// The request is told what became of it, and its retry opens another.
+#[tokio::test]
+async fn an_early_connection_that_fails_is_the_requests_failure() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let endpoint = Endpoint {
+        tls: false,
+        host: "127.0.0.1".into(),
+        port,
+    };
+    let wire = wire();
+    wire.connect_early(&endpoint);
+    let error = get(&wire, &endpoint, 3).await.unwrap_err();
+    assert!(matches!(error, Error::Network { .. }), "{error}");
+    assert!(wire.early().is_none());
+}
+
 const GET: &[u8] = b"GET /k HTTP/1.1\r\nHost: x\r\n\r\n";
 
 fn request(endpoint: &Endpoint) -> WireRequest<'_> {
