@@ -9,6 +9,8 @@ that its closing lines stand near the end.
 
 import argparse
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ IN_WHEEL_VENV = [str(WHEEL_VENV / "bin" / "python"), "-P", "-m"]
 PYTEST = ["-q", "-c", "python/pyproject.toml"]
 # Each needs a framework that the wheel's environment lacks, and runs where it has been put.
 TORCH_TESTS = ["python/tests/test_torch.py"]
-FRAMEWORK_TESTS = ["python/tests/test_tensorflow.py", "python/tests/test_ray.py"]
+FRAMEWORK_TESTS = [f"python/tests/test_{name}.py" for name in ("tensorflow", "ray", "keras_example")]
 TORCHDATA_TESTS = ["python/tests/test_torchdata.py"]
 WHOLE = ["--locked", "--workspace", "--all-features"]
 DENY_WARNINGS = ["--", "-D", "warnings"]
@@ -58,6 +60,33 @@ def examples() -> bool:
     sources = sorted((ROOT / "examples").glob("*.rs"))
     binaries = [str(ROOT / "target" / "debug" / "examples" / source.stem) for source in sources]
     return bool(binaries) and run_all([[binary] for binary in binaries])
+
+
+def deploy() -> bool:
+    """What examples/ hands to orchestrators: schemas, flags, the Dockerfile's files; `build` has built the program."""
+    program = str(ROOT / "target" / "debug" / "standpipe")
+    return run(str(ROOT / ".venv" / "bin" / "python"), "tests/programs/check_examples.py", program)
+
+
+def bare_root() -> bool:
+    """The example image's programs in a root file system of Debian's smallest set, which is made once (a minute)."""
+    root = ROOT / "target" / "bare-root"
+    if not (root / "usr" / "bin" / "python3").exists():
+        shutil.rmtree(root, ignore_errors=True)
+        # Of this machine's release, whose C library the program is linked against.
+        suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+        made = run("debootstrap", "--variant=minbase", "--include=python3", suite, str(root), debian_mirror())
+        if not made:
+            return False
+    return nextest("test(/^bare_root::/)")
+
+
+def debian_mirror() -> str:
+    """Where apt has its packages from."""
+    lists = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    texts = [path.read_text() for path in lists if path.is_file()]
+    found = re.search(r"^(?:URIs:|deb)\s+(https?://\S+/debian)/?(?:\s|$)", "\n".join(texts), re.MULTILINE)
+    return found[1] if found else "http://deb.debian.org/debian"
 
 
 def demo() -> bool:
@@ -188,7 +217,9 @@ STEPS: dict[str, Callable[[], bool]] = {
     "reference": reference,
     # The same test as `make soak`, at the size that takes seconds.
     "soak": lambda: nextest("test(/^soak::/)"),
-    "tests": lambda: nextest("not test(/^soak::/)"),
+    "deploy": deploy,
+    "bare-root": bare_root,
+    "tests": lambda: nextest("not test(/^soak::/) and not test(/^bare_root::/)"),
 }
 
 

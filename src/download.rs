@@ -35,13 +35,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::input::{Selection, Source};
+use crate::input::{Listed, Selection, Source};
 use crate::metrics::{Counter, Gauge, Presence};
 use crate::prefetch::{PrefetchConfig, Prefetcher};
 
 use directories::MadeDirectories;
 use lane::Lane;
 
+pub(crate) use names::is_temporary;
 pub use names::local_name;
 
 /// How long a thread waits for bytes or for a listing before it looks whether it should stop: a person who presses
@@ -134,12 +135,21 @@ impl DownloadProgress {
 #[derive(Debug)]
 pub struct Download {
     engine: Prefetcher,
-    selection: Selection,
+    what: What,
     directory: PathBuf,
     config: DownloadConfig,
     progress: Arc<DownloadProgress>,
     stop: Arc<Stop>,
     made: MadeDirectories,
+}
+
+/// What is downloaded.
+#[derive(Debug)]
+enum What {
+    /// To be found.
+    Selection(Selection),
+    /// Found.
+    Listed(Arc<Listed>),
 }
 
 /// Ends a download early: set by whoever asks, or by the first failure.
@@ -190,15 +200,41 @@ impl Download {
         directory: impl Into<PathBuf>,
         config: DownloadConfig,
     ) -> Self {
+        Self::what(engine, What::Selection(selection), directory, config)
+    }
+
+    /// The same of objects that were listed already.
+    pub fn listed(
+        engine: Prefetcher,
+        listed: Arc<Listed>,
+        directory: impl Into<PathBuf>,
+        config: DownloadConfig,
+    ) -> Self {
+        Self::what(engine, What::Listed(listed), directory, config)
+    }
+
+    fn what(
+        engine: Prefetcher,
+        what: What,
+        directory: impl Into<PathBuf>,
+        config: DownloadConfig,
+    ) -> Self {
         Self {
             engine,
-            selection,
+            what,
             directory: directory.into(),
             config,
             progress: Arc::default(),
             stop: Arc::default(),
             made: MadeDirectories::default(),
         }
+    }
+
+    /// Has it ended by `stop`, which others may hold already.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: Arc<Stop>) -> Self {
+        self.stop = stop;
+        self
     }
 
     /// How far it is.
@@ -216,7 +252,9 @@ impl Download {
     /// The first failure ends it. What is finished stays, large files that are not stay under temporary names, and
     /// another run goes on from there.
     pub fn run(&self) -> Result<()> {
-        self.selection.source.root()?;
+        if let What::Selection(selection) = &self.what {
+            selection.source.root()?;
+        }
         self.check_directory()?;
         std::thread::scope(|scope| -> Result<()> {
             let mut lanes = Vec::new();

@@ -254,6 +254,12 @@ pub enum Error {
         /// The error of the object.
         source: Box<Error>,
     },
+    /// There was no more time for it.
+    #[error("{what}: the time is over, and it is not done")]
+    OutOfTime {
+        /// What was to be done.
+        what: String,
+    },
     /// The reader was closed, or the process is shutting down.
     #[error("cancelled")]
     Cancelled,
@@ -384,6 +390,9 @@ impl Error {
             }
             Self::RangeNotSatisfiable { .. } => {
                 "the object is shorter than expected: list it again, it was probably replaced"
+            }
+            Self::OutOfTime { .. } => {
+                "leave more time: a larger --sync-grace, a smaller --stop-grace, and what the orchestrator allows in all (stopTimeout, terminationGracePeriodSeconds)"
             }
             Self::Internal { .. } => {
                 "this is a bug in Standpipe: please report it, with the log of a run with -vv"

@@ -32,6 +32,7 @@ mod channel;
 mod distribution;
 mod fetch;
 mod inventory;
+mod listed;
 mod listing;
 mod manifest;
 mod order;
@@ -51,6 +52,7 @@ pub use channel::{
 };
 pub use distribution::{Distribution, Shard};
 pub use inventory::Inventory;
+pub use listed::Listed;
 pub(crate) use listing::every_object;
 pub use manifest::Manifest;
 pub use order::{Order, Places};

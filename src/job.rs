@@ -28,8 +28,10 @@ mod check;
 mod checkpoint;
 mod cluster;
 mod cursor;
+mod cutoff;
 mod documents;
 mod environment;
+mod file_list;
 mod inbox;
 mod marks;
 mod notice;
@@ -46,7 +48,7 @@ mod trainer;
 mod tree;
 mod upload;
 
-pub use channels::OnDownload;
+pub use channels::{LiveChannels, OnDownload};
 pub use checkpoint::CheckpointConfig;
 pub use cluster::{Cluster, ClusterFlags};
 pub use documents::{Documents, FastFileAs};
@@ -73,6 +75,9 @@ pub struct JobConfig {
     pub base_dir: PathBuf,
     /// From the request to end to SIGKILL. The platform's is 120 s.
     pub stop_grace: Duration,
+    /// What there is for the last sync and the uploads behind `stop_grace`. Of a spot interruption's time so much is kept.
+    /// A trainer that ends by itself has no limit, unless somebody asks for the end meanwhile.
+    pub sync_grace: Duration,
     /// Whether the training toolkit's `SM_*` variables are set.
     pub sm_env: bool,
     /// What FastFile mode is called in `inputdataconfig.json`.
@@ -104,6 +109,7 @@ impl JobConfig {
             command,
             base_dir: spec::PLATFORM_BASE.into(),
             stop_grace: Duration::from_secs(120),
+            sync_grace: Duration::from_secs(30),
             sm_env: false,
             fast_file_as: FastFileAs::default(),
             network_interface: "eth0".into(),
@@ -119,6 +125,52 @@ impl JobConfig {
 
 /// Hears what people should know at once.
 pub type OnEvent = Arc<dyn Fn(&JobEvent) + Send + Sync>;
+
+/// Which of its outputs a trainer has written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
+}
+
+/// Takes what a trainer writes, in pieces; nothing is its end.
+pub type OnOutput = Arc<dyn Fn(Stream, &[u8]) + Send + Sync>;
+
+/// Where the trainer's output goes.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum TrainerOutput {
+    /// Where ours does.
+    #[default]
+    Ours,
+    /// Into a file, both of it, at its end.
+    File(PathBuf),
+    /// To whoever wants these two; what is not wanted goes where ours does.
+    Heard {
+        /// Whether standard output is wanted.
+        output: bool,
+        /// Whether standard error is.
+        error: bool,
+        /// By whom.
+        by: OnOutput,
+    },
+}
+
+impl fmt::Debug for TrainerOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours => f.write_str("Ours"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Heard { output, error, .. } => f
+                .debug_struct("Heard")
+                .field("output", output)
+                .field("error", error)
+                .finish_non_exhaustive(),
+        }
+    }
+}
 
 /// What a job is run with.
 #[derive(Clone)]
@@ -140,6 +192,8 @@ pub struct Means {
     pub on_download: Option<OnDownload>,
     /// Hears what people should know at once.
     pub on_event: Option<OnEvent>,
+    /// Where the trainer's output goes.
+    pub output: TrainerOutput,
 }
 
 impl Means {
@@ -158,6 +212,7 @@ impl Means {
             fifo_mode: 0o600,
             on_download: None,
             on_event: None,
+            output: TrainerOutput::Ours,
         }
     }
 }
@@ -177,7 +232,10 @@ impl fmt::Debug for Means {
 #[non_exhaustive]
 pub enum JobEvent {
     /// All inputs are there, and the trainer is about to start: the terminal is its.
-    Training,
+    Training {
+        /// How they stand, whenever it is asked.
+        channels: LiveChannels,
+    },
     /// An input failed; the trainer is stopped before it can take that for the end of the data.
     InputFailed {
         /// Why.
@@ -187,6 +245,17 @@ pub enum JobEvent {
     Stopping {
         /// Why.
         cause: Cause,
+    },
+    /// The trainer has ended, and somebody asks for the end while what it has left is saved.
+    Saving {
+        /// Why.
+        cause: Cause,
+    },
+    /// Checkpoint files were left out, because the trainer was cut off so shortly after they were changed that they may
+    /// be half written.
+    LeftOut {
+        /// Their paths below the checkpoint directory.
+        files: Vec<String>,
     },
     /// Checkpoints, model or output are not in S3.
     UploadFailed {

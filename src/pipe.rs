@@ -101,6 +101,9 @@ pub struct PipeConfig {
     /// How far before the last byte that a reader has taken out of the pipe its [`Position`] is told to be: as much as it
     /// may hold in buffers of its own.
     pub position_margin_bytes: u64,
+    /// Whether a failure of a later epoch is told although nobody has opened its FIFO. A job whose trainer may be done with
+    /// its data tells it when somebody does.
+    pub tell_unread: bool,
     /// How long the empty FIFO after the last epoch is offered. TensorFlow's `repeat(N)` opens it as soon as it has read
     /// the end of the last epoch; other readers never do.
     pub farewell_grace: Duration,
@@ -116,6 +119,7 @@ impl PipeConfig {
             pipe_bytes: 1 << 20,
             failure_grace: Duration::from_secs(75),
             position_margin_bytes: 0,
+            tell_unread: true,
             farewell_grace: Duration::from_secs(5),
         }
     }
@@ -152,6 +156,9 @@ pub struct ChannelSummary {
     pub epochs: u64,
     /// Epochs that the reader closed before their end.
     pub early_closes: u64,
+    /// Whether the first epoch's first bytes are there, or that there are none.
+    #[serde(skip)]
+    pub begun: bool,
     /// Bytes put into pipes.
     pub bytes: u64,
     /// The part of them that is of the epoch that is read.
@@ -183,6 +190,7 @@ impl ChannelSummary {
             channel,
             epochs: 0,
             early_closes: 0,
+            begun: false,
             bytes: 0,
             epoch_bytes: 0,
             attended: Duration::ZERO,

@@ -172,9 +172,10 @@ def main() -> int:
     try:
         for row in chosen:
             run_row(bench, report, for_test(row) if arguments.test else row, rounds, arguments.reader)
+            # After each row: a long run that is broken off has shown something.
+            report.write(arguments.out, {"rounds": rounds, "quick": arguments.quick, "began": begun})
     finally:
         bench.stop()
-        report.write(arguments.out, {"rounds": rounds, "quick": arguments.quick, "began": begun})
     print(f"\n{len(chosen)} rows, {report.missed} aims missed; {arguments.out}/peers.json, peers.svg")
     return 0
 
@@ -189,6 +190,7 @@ def run_row(bench: Bench, report: Report, row: Row, rounds: int, only: list[str]
     server.shape(**row.shape)
     unit = server.first_byte_seconds() if row.data == "first" else 0.001
     measured: dict[str, list[Measured]] = {entry.label: [] for entry in entries}
+    bench.read(row, entries[0])  # who is first finds cold pages, the server's and the kernel's
     for _ in range(rounds):
         for entry in entries:
             measured[entry.label].append(bench.read(row, entry))

@@ -21,6 +21,12 @@ class Digest:
 
     def update(self, data: Buffer) -> None:
         """Takes the next bytes."""
+        size = len(data)
+        if self._filled + size < BLOCK_BYTES:
+            # What samples are: without slices.
+            self._sum += _words(data, self._filled % 8)
+            self._filled += size
+            return
         view = memoryview(data)
         while len(view):
             now = view[: BLOCK_BYTES - self._filled]
@@ -40,10 +46,15 @@ class Digest:
         return ((self._folded ^ (self._folded >> 31)) * ODD) & _MASK
 
 
-def _words(data: memoryview, at: int) -> int:
+def _words(data: Buffer, at: int) -> int:
     """The sum of bytes as words that began `at` bytes before them."""
-    head = min(len(data), -at % 8)
-    body = (len(data) - head) // 8 * 8
+    size = len(data)
+    if at + size <= 8:
+        return int.from_bytes(data, "little") << (8 * at)
+    if at == 0 and size % 8 == 0:
+        return int(numpy.frombuffer(data, "<u8").sum())
+    head = min(size, -at % 8)
+    body = (size - head) // 8 * 8
     total = int.from_bytes(data[:head], "little") << (8 * at)
     if body:
         total += int(numpy.frombuffer(data[head : head + body], "<u8").sum())

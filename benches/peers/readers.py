@@ -91,9 +91,12 @@ def standpipe_map(job: Job) -> Start:
     import standpipe.torch
     from torch.utils.data import DataLoader
 
+    options: Any = {} if job.flight is None else {"concurrency": job.flight}
+    dataset = standpipe.torch.MapDataset(f"s3://{BUCKET}/{SMALL}", **options)
+    if job.first_only:
+        len(dataset)  # whoever shuffles needs the listing before the first sample
+
     def start() -> Iterator[Piece]:
-        options: Any = {} if job.flight is None else {"concurrency": job.flight}
-        dataset = standpipe.torch.MapDataset(f"s3://{BUCKET}/{SMALL}", **options)
         sampler: Any = job.order if job.workers else dataset.ahead(job.order)
         loader = DataLoader(
             dataset, batch_size=job.batch, sampler=sampler, num_workers=job.workers, collate_fn=identity
@@ -247,14 +250,17 @@ def connector_map(job: Job) -> Start:
     from s3torchconnector import S3MapDataset
     from torch.utils.data import DataLoader
 
+    dataset = S3MapDataset.from_prefix(
+        f"s3://{BUCKET}/{SMALL}",
+        region=REGION,
+        endpoint=job.endpoint,
+        transform=read_all,
+        s3client_config=connector_config(),
+    )
+    if job.first_only:
+        len(dataset)
+
     def start() -> Iterator[Piece]:
-        dataset = S3MapDataset.from_prefix(
-            f"s3://{BUCKET}/{SMALL}",
-            region=REGION,
-            endpoint=job.endpoint,
-            transform=read_all,
-            s3client_config=connector_config(),
-        )
         loader = DataLoader(
             dataset, batch_size=job.batch, sampler=job.order, num_workers=job.workers, collate_fn=identity
         )

@@ -208,7 +208,7 @@ def _first(latency: dict[str, float]) -> Row:
     ours = ["standpipe tar", "standpipe map", "standpipe stream"]
     return Row(
         "first",
-        "the first sample, in first-byte latencies of one GET, since iteration began",
+        "the first sample, in first-byte latencies of one GET, since iteration began; map style with its listing read",
         "first",
         [
             *(Entry(name) for name in ours),

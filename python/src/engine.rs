@@ -38,7 +38,8 @@ pub(crate) struct Engine {
     /// The client below the cache.
     pub(crate) client: Arc<dyn ObjectClient>,
     metrics: Arc<Metrics>,
-    is_cached: bool,
+    /// Whether what is read is kept on disk.
+    pub(crate) is_cached: bool,
     files: OnceLock<OpenFiles>,
 }
 

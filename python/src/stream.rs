@@ -57,8 +57,10 @@ pub(crate) fn open_stream(py: Python<'_>, config: &Config, uris: Vec<String>) ->
     let sources = sources(py, &uris)?;
     let engine = Engine::get(py, config, &schemes(&sources))?;
     let client = engine.reads().clone();
-    // One that stands alone is asked for at once; whether it is a prefix is looked up when there is no such object.
+    // One that stands alone is asked for at once; whether it is a prefix is looked up when there is no such object. But a
+    // cache knows blocks of versions, and a listing tells the version.
     if let [only] = sources.as_slice()
+        && !engine.is_cached
         && only
             .lone_uri()
             .is_some_and(|uri| uri.scheme() == Scheme::S3)

@@ -175,13 +175,22 @@ class MapDataset(_Dataset[Any]):
     def _of_pipeline(self, ahead: Ahead, wanted: list[int]) -> list[Any]:
         """The same from a stream that goes on behind them with what the sampler asks for next."""
         pipeline = self._pipeline
+        if pipeline is not None and not pipeline.is_ours():
+            # The parent's, whose stream a forked child must not touch.
+            pipeline = None
         if pipeline is None or not pipeline.begins_with(wanted):
             if pipeline is not None:
                 pipeline.close()
             pipeline = self._pipeline = _Pipeline(self._fitting_config(), self.objects)
         try:
             pipeline.feed(wanted, ahead)
-            return [self._transform(Item(index, uri, data)) for index, uri, data in pipeline.take(len(wanted))]
+            samples: list[Any] = []
+            for index, uri, data in pipeline.take(len(wanted)):
+                if not samples:
+                    # Not before the first of all is there: hundreds of connections at once would delay it.
+                    pipeline.feed([], ahead)
+                samples.append(self._transform(Item(index, uri, data)))
+            return samples
         except BaseException:
             # Where in the stream this was, nobody knows.
             self._pipeline = None
@@ -248,24 +257,30 @@ class _Pipeline:
         self._whole: Iterator[memoryview] = iter(())
         # The numbers that the stream was given and has not given out.
         self._coming: deque[int] = deque()
-        self._is_new = True
+        self._pid = os.getpid()
+
+    def is_ours(self) -> bool:
+        """Whether this process made it."""
+        return self._pid == os.getpid()
 
     def begins_with(self, wanted: list[int]) -> bool:
         """Whether these, as far as it knows, are what it gives next."""
         return all(a == b for a, b in zip(self._coming, wanted, strict=False))
 
     def feed(self, wanted: list[int], ahead: Ahead) -> None:
-        """Makes sure that it has these, and behind them what comes next."""
+        """Makes sure that it has these, and behind them, once it runs, what comes next."""
         missing = wanted[len(self._coming) :]
-        if missing or self._is_new:
+        if missing:
+            # Nothing behind them can be there.
             ahead.fed = 0
-        self._is_new = False
         count = len(self._objects)
-        more = [*missing, *(range(count)[number] for number in ahead.unfed())]
+        upcoming = (range(count)[number] for number in ahead.unfed()) if self._stream is not None else ()
+        more = [*missing, *upcoming]
         if not more:
             return
         infos = [self._objects[number] for number in more]
         if self._stream is None:
+            ahead.fed = 0
             self._stream = _standpipe.open_listed(self._config, infos, True)
             self._whole = _whole(self._stream)
         else:

@@ -1,5 +1,6 @@
 """`standpipe.stream`: bytes, order, memory."""
 
+import asyncio
 import gc
 import itertools
 import pickle
@@ -250,3 +251,40 @@ def test_what_a_listing_told_is_read_without_another_look(server: Server, option
         standpipe.stream([prefix], **options)
     with pytest.raises(TypeError):
         standpipe.stream([infos[0], "s3://data/listed/1"], **options)  # type: ignore[list-item]
+
+
+def operations(server: Server, about: str) -> list[str]:
+    """What was asked about keys that begin so."""
+    return [entry["operation"] for entry in server.log() if about in entry["path"] + entry["query"]]
+
+
+def test_one_object_is_asked_for_at_once(server: Server, options: Options) -> None:
+    uri = server.put("at-once/object", b"some bytes")
+    server.put("at-once/object-2", b"others")
+    server.request("POST", "/_fake/log/clear")
+    assert joined(standpipe.stream(uri, **options)) == b"some bytes"
+    assert operations(server, "at-once")[0] == "get" and "list" not in operations(server, "at-once")
+
+
+def test_what_is_no_object_is_the_beginning_of_many(server: Server, options: Options) -> None:
+    bodies = [b"aa", b"ab", b"b"]
+    for body in bodies:
+        server.put(f"beginning/{body.decode()}", body)
+    server.request("POST", "/_fake/log/clear")
+    stream = standpipe.stream("s3://data/beginning/a", **options)
+    assert joined(stream) == b"".join(bodies[:2])
+    # A HEAD for the checksum goes beside the first GET.
+    assert [operation for operation in operations(server, "beginning") if operation != "head"][:2] == ["get", "list"]
+    stats = standpipe.stats(stream)
+    assert (stats["objects"], stats["bytes"]) == (2, 4)
+    missing = standpipe.stream("s3://data/beginning/none", **options)
+    with pytest.raises(standpipe.NotFoundError, match="beginning/none"):
+        next(missing)
+    with pytest.raises(standpipe.NotFoundError):
+        asyncio.run(first("s3://data/beginning/none", options))
+
+
+async def first(uri: str, options: Options) -> standpipe.Chunk:
+    async for chunk in standpipe.aio.stream(uri, **options):
+        return chunk
+    raise AssertionError("nothing came")

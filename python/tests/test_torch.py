@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import pickle
 import re
 import struct
@@ -433,6 +434,20 @@ def test_look_ahead_survives_other_reads_early_ends_and_errors(
     assert len(pickle.loads(pickle.dumps(MapDataset("s3://data/torch/", **options)))) == 40
 
 
+def test_a_forked_child_looks_ahead_on_its_own(bodies: list[bytes], options: Options) -> None:
+    dataset = MapDataset("s3://data/torch/", **options)
+    loader = DataLoader(dataset, sampler=dataset.ahead(range(40)), batch_size=4, collate_fn=list)
+    batches = iter(loader)
+    assert next(batches) == bodies[:4]
+    child = os.fork()
+    if child == 0:
+        seen = [body for batch in loader for body in batch]
+        os._exit(0 if seen == bodies else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert [body for batch in batches for body in batch] == bodies[4:]
+
+
 @pytest.mark.parametrize("title", [title for title in SECTIONS if needs_torch(title)])
 def test_a_recipe_of_the_guide(title: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     run_section(
@@ -443,10 +458,11 @@ def test_a_recipe_of_the_guide(title: str, server: Server, monkeypatch: pytest.M
     )
 
 
+@pytest.mark.timeout(180)
 def test_the_example_learns_its_images(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_shards(server, tmp_path, monkeypatch)
     command = [sys.executable, str(EXAMPLES / "classify.py"), "s3://data/examples-python/", "--epochs", "4"]
-    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=55)
+    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     epochs = re.findall(r"epoch \d: (\d+) images, (\d+)% right", done.stdout)
     assert [int(seen) for seen, _ in epochs] == [240] * 4

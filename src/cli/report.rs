@@ -15,6 +15,8 @@ use crate::metrics::{Presence, Sink, Verdict};
 pub(super) struct Report {
     /// The line for people, without the verdict; none for commands whose output says it all.
     pub(super) line: Option<String>,
+    /// Whether that is told also where nobody watches: it belongs into a job's log.
+    pub(super) is_logged: bool,
     /// Bytes that reached their destination, and how many streams they came in; for the verdict.
     pub(super) traffic: Option<Traffic>,
     /// The command's own fields of the JSON object.
@@ -57,18 +59,25 @@ pub(super) fn print(command: &str, context: &Context, result: &Result<Report>) {
         return;
     }
     match result {
-        Ok(report) if !context.output.quiet && std::io::stderr().is_terminal() => {
+        Ok(report)
+            if !context.output.quiet && (report.is_logged || std::io::stderr().is_terminal()) =>
+        {
             if let Some(line) = &report.line {
-                eprintln!("{line}");
+                say(&format!("{line}\n"));
             }
             if let Some(verdict) = report.traffic.and_then(|traffic| verdict(context, traffic)) {
-                eprintln!("{verdict}");
+                say(&format!("{verdict}\n"));
             }
         }
         Ok(_) => {}
         Err(_) if context.was_told() => {}
-        Err(error) => eprint!("{}", explain(error)),
+        Err(error) => say(&explain(error)),
     }
+}
+
+/// Writes to standard error, whoever still reads it: nothing may end because nobody does.
+pub(super) fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// One line and a line break; a reader that is gone is not told.

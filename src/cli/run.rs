@@ -1,7 +1,7 @@
 //! `standpipe run`: a training container's contract.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,18 +15,24 @@ use super::download::sampler;
 use super::flags::CacheFlags;
 use super::flags::{EngineFlags, switch};
 use super::progress::{self, Progress};
-use super::report::{self, Report, Traffic, moved};
-use super::size::{Size, human};
-use super::{Context, connect, exit};
+use super::report::{self, Report};
+use super::size::Size;
+use super::{Context, connect};
 use crate::download::DownloadProgress;
 use crate::error::{Error, Result};
 use crate::input::{Channel, S3DataType};
 use crate::job::{
-    Cause, Cluster, ClusterFlags, FastFileAs, Job, JobConfig, JobEvent, JobSpec, JobSummary, Means,
-    NOT_EXECUTABLE, NOT_FOUND, Resume, SpotNotices,
+    Cluster, ClusterFlags, FastFileAs, Job, JobConfig, JobEvent, JobSpec, Means, NOT_EXECUTABLE,
+    NOT_FOUND, Resume, SpotNotices, Stream, TrainerOutput,
 };
-use crate::metrics::Sink;
 use crate::object::Scheme;
+
+mod live;
+mod relay;
+mod told;
+
+use live::Unfinished;
+use relay::Relay;
 
 const NOTES: &str = "\
 Makes /opt/ml (or --base-dir) as SageMaker does: input/config/*.json, a directory, mount or FIFOs for each
@@ -78,12 +84,27 @@ pub(super) struct Run {
         hide_env = true
     )]
     stop_grace: u64,
+    /// Seconds for the last sync of checkpoints and the uploads, behind --stop-grace
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        env = "STANDPIPE_SYNC_GRACE",
+        hide_env = true
+    )]
+    sync_grace: u64,
     /// Set the training toolkit's SM_* variables, too
     #[arg(long, value_parser = switch, env = "STANDPIPE_SM_ENV", hide_env = true)]
     sm_env: bool,
     /// What inputdataconfig.json calls FastFile mode: the platform says File
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     fast_file_as: FastFileFlag,
+    /// Show all channels on the terminal while COMMAND runs; what it says passes through, line by line
+    #[arg(long, value_parser = switch, env = "STANDPIPE_PROGRESS", hide_env = true, conflicts_with = "quiet")]
+    progress: bool,
+    /// Write what COMMAND says to the end of FILE; then the channels are shown on a terminal
+    #[arg(long, value_name = "FILE", env = "STANDPIPE_LOG_FILE", hide_env = true)]
+    log_file: Option<PathBuf>,
     /// Permissions of the FIFOs: 0640 lets the group read
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = super::pipe::permissions, env = "STANDPIPE_FIFO_MODE", hide_env = true)]
     fifo_mode: u32,
@@ -128,7 +149,7 @@ struct HostFlags {
     /// Which one this is, from 0
     #[arg(long, value_name = "N", env = "STANDPIPE_HOST_RANK", hide_env = true)]
     host_rank: Option<usize>,
-    /// For resourceconfig.json [default: the first one that is not loopback]
+    /// For resourceconfig.json [default: the one of the default route]
     #[arg(long, value_name = "NAME")]
     network_interface: Option<String>,
     /// For resourceconfig.json, such as ml.p4d.24xlarge
@@ -157,6 +178,9 @@ struct KeepFlags {
     /// Delete in S3 what the trainer deletes
     #[arg(long, value_parser = switch, env = "STANDPIPE_CHECKPOINT_DELETE", hide_env = true)]
     checkpoint_delete: bool,
+    /// Upload also what was being written when the trainer was killed: it may be half a file
+    #[arg(long, value_parser = switch, env = "STANDPIPE_CHECKPOINT_UNSETTLED", hide_env = true)]
+    checkpoint_unsettled: bool,
     /// Go on in the data where the checkpoint was made: at that epoch, object, record or offset (byte), or not (off)
     #[arg(
         long,
@@ -251,7 +275,7 @@ impl Run {
     pub(super) fn run(self, context: &Context) -> Result<Report> {
         let spec = self.spec()?;
         for note in spec.notes.iter().filter(|_| !context.output.quiet) {
-            eprintln!("standpipe: {note}");
+            report::say(&format!("standpipe: {note}\n"));
         }
         let config = self.config(spec, SystemTime::now())?;
         let bar = Arc::new(Mutex::new(None));
@@ -260,7 +284,7 @@ impl Run {
         drop(bar.lock().unwrap_or_else(PoisonError::into_inner).take());
         let summary = result.map_err(|error| self.not_started(error));
         match summary {
-            Ok(summary) => Ok(report(summary)),
+            Ok(summary) => Ok(told::report(summary)),
             Err(NotStarted::Told(report)) => Ok(report),
             Err(NotStarted::Failed(error)) => Err(error),
         }
@@ -311,10 +335,18 @@ impl Run {
         let groups = spec.groups.iter().map(|group| group.count).sum::<usize>();
         let requested = spec.instance_count.or((groups > 0).then_some(groups));
         let cluster = Cluster::detect(&flags, &|name| std::env::var(name).ok(), requested)?;
+        if cluster.hosts.len() > 1 && spec.name.is_none() && spec.output.is_some() {
+            return Err(Error::unusable(
+                "--name",
+                "several hosts, each of which would make up a name of its own for the output's folder",
+                "give the job one name on all hosts: --name, or STANDPIPE_JOB_NAME",
+            ));
+        }
         let mut config = JobConfig::new(spec, name, self.command.clone());
         config.cluster = cluster;
         config.base_dir = self.base_dir.clone();
         config.stop_grace = Duration::from_secs(self.stop_grace);
+        config.sync_grace = Duration::from_secs(self.sync_grace);
         config.sm_env = self.sm_env;
         config.fast_file_as = match self.fast_file_as {
             FastFileFlag::File => FastFileAs::File,
@@ -375,14 +407,51 @@ impl Run {
             ));
         }
         let (bar, quiet) = (bar.clone(), context.output.quiet);
+        let unfinished = Unfinished::default();
+        means.output = self.output(context, &unfinished);
+        let is_live = context.shows_progress() && !matches!(means.output, TrainerOutput::Ours);
         means.on_event = Some(Arc::new(move |event: &JobEvent| {
-            if matches!(event, JobEvent::Training) {
-                drop(bar.lock().unwrap_or_else(PoisonError::into_inner).take());
+            if let JobEvent::Training { channels } = event {
+                let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
+                // The one before it goes first.
+                drop(bar.take());
+                if is_live {
+                    let view = live::view(channels.clone(), unfinished.clone());
+                    *bar = Some(Progress::frames(true, view));
+                }
             } else if !quiet {
-                progress::suspended(|| tell(event));
+                progress::suspended(|| told::tell(event));
             }
         }));
         Ok(means)
+    }
+
+    /// Where the command's output goes. A terminal that the channels are shown on is written to by one at a time.
+    fn output(&self, context: &Context, unfinished: &Unfinished) -> TrainerOutput {
+        if let Some(path) = &self.log_file {
+            return TrainerOutput::File(path.clone());
+        }
+        let (output, error) = (
+            std::io::stdout().is_terminal(),
+            std::io::stderr().is_terminal(),
+        );
+        if !self.progress || !context.shows_progress() {
+            return TrainerOutput::Ours;
+        }
+        let relays = [(); 2].map(|()| Mutex::new(Relay::new(unfinished.clone())));
+        let by = Arc::new(move |stream: Stream, bytes: &[u8]| {
+            let is_error = stream == Stream::Error;
+            let relay = &relays[usize::from(is_error)];
+            let mut relay = relay.lock().unwrap_or_else(PoisonError::into_inner);
+            let whole = match bytes {
+                [] => relay.end(),
+                bytes => relay.take(bytes),
+            };
+            if !whole.is_empty() {
+                progress::suspended(|| relay::write(is_error, &whole));
+            }
+        });
+        TrainerOutput::Heard { output, error, by }
     }
 
     /// A command that is not there is told as a shell tells it.
@@ -404,7 +473,7 @@ impl Run {
         match code {
             None => NotStarted::Failed(error),
             Some(code) => {
-                eprint!("{}", report::explain(&error));
+                report::say(&report::explain(&error));
                 let message = json!({"message": report::chain(&error), "fix": error.fix()});
                 NotStarted::Told(Report {
                     exit_code: code,
@@ -445,6 +514,7 @@ impl KeepFlags {
         config.checkpoint.settle = settle
             .map_err(|error| Error::config("--checkpoint-settle", format!("no time: {error}")))?;
         config.checkpoint.delete = self.checkpoint_delete;
+        config.checkpoint.upload_unsettled = self.checkpoint_unsettled;
         config.resume = match self.resume {
             ResumeFlag::Off => Resume::Off,
             ResumeFlag::Epoch => Resume::Epoch,
@@ -476,8 +546,13 @@ enum NotStarted {
     Failed(Error),
 }
 
-/// The first interface that is not loopback, as the kernel lists them by name; `eth0` where there is none.
+/// The interface of the default route, else the first that is not loopback, as the kernel lists them by name; `eth0` where
+/// there is none.
 fn network_interface() -> String {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    if let Some(name) = default_route(&routes) {
+        return name;
+    }
     let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten();
     let mut names: Vec<_> = entries
         .flatten()
@@ -488,97 +563,29 @@ fn network_interface() -> String {
     names.into_iter().next().unwrap_or_else(|| "eth0".into())
 }
 
-/// What people should know while it runs.
-fn tell(event: &JobEvent) {
-    match event {
-        JobEvent::Training => {}
-        JobEvent::InputFailed { error } => {
-            eprint!("{}", report::explain(error));
-            eprintln!(
-                "standpipe: the trainer is stopped: what it would read is not the whole data"
-            );
-        }
-        JobEvent::Stopping { cause } => {
-            eprintln!(
-                "standpipe: {}: the trainer is asked to end",
-                cause.describe()
-            );
-        }
-        JobEvent::UploadFailed { error } => eprint!("{}", report::explain(error)),
-        JobEvent::Killing => eprintln!("standpipe: the trainer has not ended in time: killed"),
-        JobEvent::Strays { count } => {
-            eprintln!("standpipe: killed {count} processes that the trainer has left behind");
-        }
-    }
+/// Of the kernel's table: name, destination (zeros are everything), ..., metric in the seventh column.
+fn default_route(routes: &str) -> Option<String> {
+    let defaults = routes.lines().skip(1).filter_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let is_default = columns.get(1) == Some(&"00000000") && columns.get(7) == Some(&"00000000");
+        let metric: u64 = columns.get(6)?.parse().ok()?;
+        is_default.then(|| (metric, columns[0].to_owned()))
+    });
+    defaults.min().map(|(_, name)| name)
 }
 
-fn report(mut summary: JobSummary) -> Report {
-    if let Some(error) = &summary.error
-        && (summary.exit_code == 0 || summary.cause == Some(Cause::Input))
-    {
-        summary.exit_code = exit::of(error);
-    }
-    let trained = Duration::from_secs_f64(summary.trained_seconds);
-    let (bytes, presence) = (summary.bytes(), summary.presence());
-    let first = summary
-        .channels
-        .iter()
-        .filter_map(|channel| channel.first_byte_seconds)
-        .reduce(f64::min);
-    let mut fields = BTreeMap::new();
-    if let serde_json::Value::Object(told) = json!(summary) {
-        fields.extend(told);
-    }
-    fields.insert(
-        "error".into(),
-        json!(
-            summary
-                .error
-                .as_ref()
-                .map(|error| json!({"message": report::chain(error), "fix": error.fix()}))
-        ),
-    );
-    Report {
-        line: Some(lines(&summary, trained)),
-        // Files were there before: what the trainer made of them is not seen.
-        traffic: (!presence.present.is_zero()).then_some(Traffic {
-            bytes,
-            first_byte: first.map(Duration::from_secs_f64),
-            taken_in: trained,
-            presence,
-            sink: Sink::Consumer,
-        }),
-        fields: fields.into_iter().collect(),
-        exit_code: summary.exit_code,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A line per channel, and one for the whole.
-fn lines(summary: &JobSummary, trained: Duration) -> String {
-    let mut text = String::new();
-    for channel in &summary.channels {
-        text += &format!(
-            "  {} ({}): {}, {}/s, waited {:.0}% for data",
-            channel.channel,
-            channel.mode,
-            human(channel.bytes as f64),
-            human(channel.bytes_per_second),
-            channel.stall_share * 100.0
-        );
-        if let Some(epochs) = channel.epochs {
-            text += &format!(", {}", report::counted(epochs, "epoch"));
-        }
-        if let Some(time) = channel.first_byte_seconds {
-            text += &format!(", first byte after {:.0} ms", time * 1e3);
-        }
-        text.push('\n');
+    #[test]
+    fn the_interface_is_the_one_that_leads_out() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+            docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+            wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n\
+            ens5\t00000000\t01001FAC\t0003\t0\t0\t100\t00000000\t0\t0\t0\n";
+        assert_eq!(default_route(table).as_deref(), Some("ens5"));
+        assert_eq!(default_route(table.lines().next().unwrap()), None);
+        assert_eq!(default_route(""), None);
     }
-    if let Some(reason) = &summary.failure_reason {
-        text += &format!("failure: {reason}\n");
-    }
-    let what = match summary.trainer_exit_code {
-        Some(code) => format!("{}: exit code {code}, ", summary.job_name),
-        None => format!("{}: not started, ", summary.job_name),
-    };
-    text + &moved(&what, summary.bytes(), trained)
 }

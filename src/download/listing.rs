@@ -8,7 +8,7 @@ use futures::StreamExt;
 use super::file::is_complete;
 use super::lane::{Item, Lane};
 use super::names::local_name;
-use super::{Download, STOP_POLL};
+use super::{Download, STOP_POLL, What};
 use crate::error::{Error, Result};
 use crate::input::Objects;
 use crate::object::{ObjectMeta, ObjectUri};
@@ -17,7 +17,10 @@ use crate::runtime;
 /// Hands every object that is not on disk to a lane. The lanes end when theirs are written.
 pub(super) fn distribute(download: &Download, lanes: Vec<Lane>) -> Result<()> {
     let client = download.engine.client();
-    let (root, mut objects) = unless_stopped(download, download.selection.open(client))??;
+    let (root, mut objects) = match &download.what {
+        What::Selection(selection) => unless_stopped(download, selection.open(client))??,
+        What::Listed(listed) => (listed.root().clone(), listed.objects()),
+    };
     while let Some(meta) = next(download, &mut objects)? {
         if let Some(item) = missing(download, &root, meta)? {
             let emptiest = lanes.iter().min_by_key(|lane| lane.waiting_bytes());

@@ -41,7 +41,8 @@ pub fn local_name(root: &ObjectUri, uri: &ObjectUri) -> Result<PathBuf> {
     Ok(PathBuf::from(name))
 }
 
-fn is_temporary(part: &str) -> bool {
+/// Whether a file's name is one of an unfinished download.
+pub(crate) fn is_temporary(part: &str) -> bool {
     let ends = |suffix| part.ends_with(suffix);
     part.starts_with(TEMP_PREFIX) && (ends(PART_SUFFIX) || ends(RECORD_SUFFIX))
 }

@@ -52,6 +52,7 @@ use crate::cache::{BlockCache, CacheConfig, CachedClient};
 use crate::checksum::ChecksumPolicy;
 use crate::client::{LocalClient, ObjectClient, S3Client, S3Config, resilient};
 use crate::error::{Answer, Error, Result};
+use crate::input::Shard;
 use crate::metrics::Metrics;
 use crate::object::{ObjectUri, Scheme};
 
@@ -93,6 +94,7 @@ impl FastFiles {
             s3: S3Config::default(),
             cache: None,
             reads: ReadConfig::default(),
+            shard: Shard::WHOLE,
             metrics: Arc::default(),
         }
     }
@@ -253,6 +255,7 @@ pub struct FastFilesBuilder {
     s3: S3Config,
     cache: Option<CacheConfig>,
     reads: ReadConfig,
+    shard: Shard,
     metrics: Arc<Metrics>,
 }
 
@@ -279,6 +282,12 @@ impl FastFilesBuilder {
     /// Memory, parts and requests. What depends on a cache is set to fit to it.
     pub fn reads(mut self, config: ReadConfig) -> Self {
         self.reads = config;
+        self
+    }
+
+    /// Only a host's share of the files: of those in the order of the listing every `count`-th.
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.shard = shard;
         self
     }
 
@@ -316,7 +325,7 @@ impl FastFilesBuilder {
         }
         let files = OpenFiles::new(client.clone(), self.reads, self.metrics)?;
         let root = Root::resolve(&client, &self.uri).await?;
-        let namespace = Namespace::start(&client, root).await?;
+        let namespace = Namespace::start_share(&client, root, self.shard).await?;
         let windows = Windows::new(files, cache).looking_ahead(namespace.clone());
         Ok(FastFiles {
             namespace,

@@ -15,7 +15,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use super::fetch::fetch;
 use super::order::Places;
 use super::pins::{Pins, REFERENCES_AHEAD};
-use super::source::is_marker;
+use super::source::{in_key_order, is_marker};
 use super::{
     AugmentedManifest, Channel, Inventory, Item, Lookup, Manifest, Order, S3DataType, Shard,
 };
@@ -67,7 +67,12 @@ impl Agenda {
         };
         let plan = match channel.data_type {
             S3DataType::S3Prefix => {
-                let inventory = Inventory::start(channel.source.objects(client, Lookup::Prefix));
+                let mut objects = channel.source.objects(client, Lookup::Prefix);
+                let is_agreed_on = order.shuffle.is_some() || order.shard != Shard::WHOLE;
+                if is_agreed_on && channel.source.is_unordered() {
+                    objects = in_key_order(objects);
+                }
+                let inventory = Inventory::start(objects);
                 inventory.first().await?;
                 Plan::Listed(inventory)
             }
@@ -75,6 +80,17 @@ impl Agenda {
             S3DataType::AugmentedManifestFile => open_augmented(client, channel).await?,
         };
         Ok(Self { order, plan })
+    }
+
+    /// Waits until a byte of an epoch can come without waiting for a listing: of a shuffled order that is its end.
+    ///
+    /// # Errors
+    /// The listing's.
+    pub async fn ready(&self) -> Result<()> {
+        match (&self.plan, self.order.shuffle) {
+            (Plan::Listed(inventory), Some(_)) => inventory.complete().await,
+            _ => Ok(()),
+        }
     }
 
     /// The objects of an epoch. Those of a manifest are asked for as the engine takes them; an error names the entry.

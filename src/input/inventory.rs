@@ -79,6 +79,14 @@ impl Inventory {
         self.shared.reached(1).await.map(drop)
     }
 
+    /// Waits for the end of the listing.
+    ///
+    /// # Errors
+    /// The listing's.
+    pub async fn complete(&self) -> Result<()> {
+        self.shared.reached(usize::MAX).await.map(drop)
+    }
+
     /// The catalogue as far as it is known.
     pub fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
         self.shared.read()

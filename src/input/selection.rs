@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 
+use super::source::in_key_order;
 use super::{
     Channel, InputMode, Lookup, ManifestNames, Objects, S3DataType, Shard, Source, manifest_objects,
 };
@@ -60,20 +61,31 @@ impl Selection {
     /// # Errors
     /// What is wrong with the source or the manifest; of the stream, with the listing or an object.
     pub async fn open(&self, client: &Arc<dyn ObjectClient>) -> Result<(ObjectUri, Objects)> {
-        let (root, objects) = match self.data_type {
-            S3DataType::S3Prefix => (
-                self.source.root()?,
-                self.source.objects(client, self.lookup),
-            ),
-            S3DataType::ManifestFile => self.open_manifest(client).await?,
-            S3DataType::AugmentedManifestFile => return Err(self.no_files()),
-        };
+        let (root, objects) = self.open_whole(client).await?;
         let shard = self.shard;
         let mut place = 0..;
         let mine = objects.try_filter(move |_| {
             std::future::ready(place.next().is_some_and(|place| shard.has(place)))
         });
         Ok((root, mine.boxed()))
+    }
+
+    /// The same for all hosts together.
+    pub(super) async fn open_whole(
+        &self,
+        client: &Arc<dyn ObjectClient>,
+    ) -> Result<(ObjectUri, Objects)> {
+        match self.data_type {
+            S3DataType::S3Prefix => {
+                let mut objects = self.source.objects(client, self.lookup);
+                if self.shard != Shard::WHOLE && self.source.is_unordered() {
+                    objects = in_key_order(objects);
+                }
+                Ok((self.source.root()?, objects))
+            }
+            S3DataType::ManifestFile => self.open_manifest(client).await,
+            S3DataType::AugmentedManifestFile => Err(self.no_files()),
+        }
     }
 
     async fn open_manifest(&self, client: &Arc<dyn ObjectClient>) -> Result<(ObjectUri, Objects)> {

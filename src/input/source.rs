@@ -58,6 +58,31 @@ impl fmt::Display for Source {
 type Objects = BoxStream<'static, Result<ObjectMeta>>;
 
 impl Source {
+    /// One URI, whose braces are text: as a service takes it.
+    ///
+    /// # Errors
+    /// As parsing a URI.
+    pub fn literal(uri: &str) -> Result<Self> {
+        uri.parse::<ObjectUri>()?;
+        let mut escaped = String::new();
+        for c in uri.chars() {
+            if matches!(c, '\\' | '{' | '}') {
+                escaped.push('\\');
+            }
+            escaped.push(c);
+        }
+        Ok(Self {
+            text: uri.into(),
+            pattern: Braces::parse(&escaped)?,
+        })
+    }
+
+    /// Whether it lies in a directory bucket (S3 Express), which is listed in no order that is promised to be the same again.
+    pub(super) fn is_unordered(&self) -> bool {
+        self.root()
+            .is_ok_and(|root| root.bucket().ends_with("--x-s3"))
+    }
+
     /// The URIs it stands for.
     pub fn uris(&self) -> impl Iterator<Item = Result<ObjectUri>> + Send + use<> {
         let pattern = self.pattern.clone();
@@ -125,6 +150,18 @@ impl Source {
         let uri = self.lone_uri().filter(|uri| !is_prefix(uri))?;
         Some(or_else_empty(everything(client, &uri), missing))
     }
+}
+
+/// All of them by their keys: what several hosts, or several runs, must agree on.
+pub(super) fn in_key_order(objects: Objects) -> Objects {
+    async move {
+        let mut all: Vec<ObjectMeta> = objects.try_collect().await?;
+        all.sort_by(|a, b| a.id.uri.key().cmp(b.id.uri.key()));
+        Ok::<_, Error>(stream::iter(all.into_iter().map(Ok)))
+    }
+    .into_stream()
+    .try_flatten()
+    .boxed()
 }
 
 /// How much of `first`'s key belongs to the pattern's fixed text; `None` when that ends inside the bucket's name.
@@ -438,5 +475,26 @@ mod tests {
         }
         assert!("s3://b{0..1}/x".parse::<Source>().unwrap().root().is_err());
         assert!("s3://b/{x,y}".parse::<Source>().unwrap().root().is_ok());
+    }
+
+    #[test]
+    fn a_literal_uri_is_no_pattern() {
+        for uri in ["s3://b/{0..9}/x", "s3://b/a,b\\", "s3://b/{a,b}"] {
+            let source = Source::literal(uri).unwrap();
+            let lone = source.lone_uri().unwrap().to_string();
+            assert_eq!((lone.as_str(), source.to_string().as_str()), (uri, uri));
+        }
+        assert!(Source::literal("ftp://b/x").is_err());
+    }
+
+    #[tokio::test]
+    async fn what_a_directory_bucket_lists_is_sorted_for_whoever_must_agree() {
+        let is_unordered = |uri: &str| uri.parse::<Source>().unwrap().is_unordered();
+        assert!(is_unordered("s3://data--use1-az4--x-s3/train/") && !is_unordered("s3://data/x"));
+        let meta = |key: &str| Ok(super::super::manifest::unseen(ObjectUri::s3("b", key)));
+        let listed = stream::iter([meta("b"), meta("a/2"), meta("a/10")]).boxed();
+        let sorted: Vec<ObjectMeta> = in_key_order(listed).try_collect().await.unwrap();
+        let keys: Vec<_> = sorted.iter().map(|meta| meta.id.uri.key()).collect();
+        assert_eq!(keys, ["a/10", "a/2", "b"]);
     }
 }

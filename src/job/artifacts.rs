@@ -12,6 +12,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::cluster::Cluster;
+use super::cutoff::Cutoff;
 use super::spec::OutputSpec;
 use super::upload::{Uploaded, upload};
 use crate::client::S3Client;
@@ -54,6 +55,7 @@ pub(super) fn upload_all(
     whose: Whose<'_>,
     base: &Path,
     which: &[(&str, &str)],
+    cutoff: &Cutoff,
 ) -> Result<Vec<String>> {
     let root = whose.folder(output.uri.key());
     let mut uploaded = Vec::new();
@@ -66,22 +68,22 @@ pub(super) fn upload_all(
         let uri = |name: String| output.uri.with_key(format!("{root}{name}"));
         if output.is_packed {
             let uri = uri(format!("{name}.tar.gz"));
-            packed(client, &uri, directory)?;
+            packed(client, &uri, directory, cutoff)?;
             uploaded.push(uri.to_string());
         } else {
             let folder = uri(format!("{name}/"));
-            plain(client, &folder, &directory)?;
+            plain(client, &folder, &directory, cutoff)?;
             uploaded.push(folder.to_string());
         }
     }
     Ok(uploaded)
 }
 
-fn packed(client: &S3Client, uri: &ObjectUri, directory: PathBuf) -> Result<()> {
+fn packed(client: &S3Client, uri: &ObjectUri, directory: PathBuf, cutoff: &Cutoff) -> Result<()> {
     let failed = |error| Error::io(&directory, error);
     let (archive, packer) = pack(directory.clone()).map_err(failed)?;
     let mut packing = Ok(());
-    let sent = upload(client, uri, archive, || {
+    let sent = upload(client, uri, archive, cutoff, || {
         packing = packer
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the packing died")));
@@ -91,6 +93,7 @@ fn packed(client: &S3Client, uri: &ObjectUri, directory: PathBuf) -> Result<()> 
     packing.map_err(failed)?;
     match sent {
         Uploaded::Whole(_) => Ok(()),
+        Uploaded::CutOff => Err(out_of_time(uri)),
         Uploaded::GivenUp => Err(Error::Internal {
             what: format!("the packing of {}", directory.display()),
         }),
@@ -114,12 +117,21 @@ fn write_archive(directory: &Path, to: PipeWriter) -> io::Result<()> {
     archive.into_inner()?.finish()?.flush()
 }
 
-fn plain(client: &S3Client, folder: &ObjectUri, directory: &Path) -> Result<()> {
+fn out_of_time(uri: &ObjectUri) -> Error {
+    Error::OutOfTime {
+        what: format!("the upload of {uri}"),
+    }
+}
+
+fn plain(client: &S3Client, folder: &ObjectUri, directory: &Path, cutoff: &Cutoff) -> Result<()> {
     for path in super::checkpoint::files_below(directory)? {
         let local = directory.join(&path);
         let file = std::fs::File::open(&local).map_err(|error| Error::io(&local, error))?;
         let uri = folder.with_key(format!("{}{path}", folder.key()));
-        runtime::handle().block_on(upload(client, &uri, file, || true))?;
+        let sent = runtime::handle().block_on(upload(client, &uri, file, cutoff, || true))?;
+        if sent == Uploaded::CutOff {
+            return Err(out_of_time(&uri));
+        }
     }
     Ok(())
 }

@@ -6,12 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
 use futures::future::try_join_all;
 
 use super::Means;
@@ -21,11 +20,11 @@ use super::resume::{self, Resume};
 use super::spec::mode_of;
 use super::summary::ChannelReport;
 use super::tree::Tree;
+use crate::buffer::class_bytes;
 use crate::download::{Download, DownloadConfig, DownloadProgress};
 use crate::error::{Error, Result};
 use crate::fastfile::refuse_to_require;
-use crate::input::{Channel, InputMode, Selection, Shard};
-use crate::object::ObjectMeta;
+use crate::input::{Channel, InputMode, Listed, Selection, Shard};
 use crate::pipe::{
     Canceller, Content, Failure, PipeChannel, PipeConfig, PipeServer, Position, Watch,
 };
@@ -42,6 +41,9 @@ const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// How long a FIFO that was cut off stays open for a reader that has outlived the trainer and was not killed.
 const READER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the first bytes of Pipe channels are waited for: many times a first byte's latency.
+const FIRST_BYTES: Duration = Duration::from_secs(5);
 
 /// Hears how a download goes: the channel's name, and its counters.
 pub type OnDownload = Arc<dyn Fn(&str, &Arc<DownloadProgress>) + Send + Sync>;
@@ -101,14 +103,17 @@ impl Inputs {
                 .iter()
                 .filter(move |channel| mode_of(channel) == mode)
         };
-        for channel in of(InputMode::FastFile) {
-            check_mount(channel, stage.share(channel))?;
+        if of(InputMode::FastFile).next().is_some() {
             refuse_to_require(stage.means.engine.checksums)?;
         }
         let mut inputs = Self::default();
-        check_space(stage, of(InputMode::File))?;
-        for channel in of(InputMode::File) {
-            inputs.files.push(download(stage, channel)?);
+        let files: Result<Vec<_>> = of(InputMode::File)
+            .map(|channel| FileChannel::find(stage, channel))
+            .collect();
+        let files = files?;
+        check_space(stage, &files)?;
+        for files in &files {
+            inputs.files.push(files.download(stage)?);
         }
         for channel in of(InputMode::FastFile) {
             inputs.mount(stage, channel)?;
@@ -122,8 +127,12 @@ impl Inputs {
     #[cfg(all(feature = "fuse", target_os = "linux"))]
     fn mount(&mut self, stage: &Stage<'_>, channel: &Channel) -> Result<()> {
         let directory = stage.tree.data_dir().join(&channel.name);
-        self.mounts
-            .push(Mounted::start(stage.means, channel, directory)?);
+        self.mounts.push(Mounted::start(
+            stage,
+            channel,
+            channel.distribution.shard(stage.share(channel)),
+            directory,
+        )?);
         Ok(())
     }
 
@@ -168,7 +177,22 @@ pub(super) struct InputsWatch {
     files: Vec<(String, Arc<DownloadProgress>, Duration)>,
 }
 
+/// The channels of a job that runs, as they stand whenever it is asked.
+#[derive(Debug, Clone)]
+pub struct LiveChannels(InputsWatch);
+
+impl LiveChannels {
+    /// Each channel.
+    pub fn report(&self) -> Vec<ChannelReport> {
+        self.0.report()
+    }
+}
+
 impl InputsWatch {
+    pub(super) fn live(self) -> LiveChannels {
+        LiveChannels(self)
+    }
+
     /// How far the trainer has come in each Pipe channel.
     pub(super) fn positions(&self) -> BTreeMap<String, Position> {
         let positions = self.pipes.iter().flat_map(Watch::positions);
@@ -192,30 +216,54 @@ impl InputsWatch {
     }
 }
 
-/// What the mount cannot do. (Other contradictions were told before there was a tree.)
-fn check_mount(channel: &Channel, share: Shard) -> Result<()> {
-    match channel.distribution.shard(share) == Shard::WHOLE {
-        true => Ok(()),
-        false => Err(Error::unusable(
-            format!("channel {}: S3DataDistributionType", channel.name),
-            "a mount shows every host the whole prefix",
-            "use mode=file or mode=pipe for ShardedByS3Key",
-        )),
+/// A File channel whose objects were found.
+struct FileChannel<'a> {
+    channel: &'a Channel,
+    directory: PathBuf,
+    listed: Arc<Listed>,
+}
+
+impl<'a> FileChannel<'a> {
+    fn find(stage: &Stage<'_>, channel: &'a Channel) -> Result<Self> {
+        let share = stage.share(channel);
+        let directory = stage.tree.files_directory(channel, share)?;
+        let selection = Selection::of_channel(channel, share)?;
+        let client = stage.engine.client();
+        let listed = Arc::new(stage.unless_stopped(Listed::of(&selection, client))?);
+        stage
+            .tree
+            .forget_files(&channel.name, &directory, &listed)?;
+        Ok(Self {
+            channel,
+            directory,
+            listed,
+        })
+    }
+
+    fn download(&self, stage: &Stage<'_>) -> Result<(String, Arc<DownloadProgress>, Duration)> {
+        let config = DownloadConfig::fitting(&stage.means.engine);
+        let (engine, listed) = (stage.engine.clone(), self.listed.clone());
+        let download = Download::listed(engine, listed, &self.directory, config);
+        let (begun, progress) = (Instant::now(), download.progress().clone());
+        if let Some(tell) = &stage.means.on_download {
+            tell(&self.channel.name, &progress);
+        }
+        let stop = download.stop().clone();
+        stage.inbox.busy(&stop, || download.run())?;
+        Ok((self.channel.name.clone(), progress, begun.elapsed()))
     }
 }
 
 /// Whether everything fits onto the disk, before the first byte is written.
-fn check_space<'a>(stage: &Stage<'_>, channels: impl Iterator<Item = &'a Channel>) -> Result<()> {
-    let (mut needed, mut there, mut names) = (0u64, 0u64, Vec::new());
-    for channel in channels {
-        let directory = stage.tree.files_directory(channel, stage.share(channel))?;
-        needed = needed.saturating_add(listed_bytes(stage, channel)?);
-        there = there.saturating_add(bytes_below(&directory));
-        names.push(channel.name.as_str());
-    }
+fn check_space(stage: &Stage<'_>, channels: &[FileChannel<'_>]) -> Result<()> {
+    let names: Vec<_> = channels.iter().map(|files| &*files.channel.name).collect();
     if names.is_empty() {
         return Ok(());
     }
+    let needed = |files: &FileChannel<'_>| files.listed.total_bytes();
+    let needed = channels.iter().map(needed).fold(0, u64::saturating_add);
+    let there = |files: &FileChannel<'_>| bytes_below(&files.directory);
+    let there: u64 = channels.iter().map(there).sum();
     let data = stage.tree.data_dir();
     let free = free_bytes(&data)?;
     match needed.saturating_sub(there) <= free {
@@ -232,15 +280,24 @@ fn check_space<'a>(stage: &Stage<'_>, channels: impl Iterator<Item = &'a Channel
     }
 }
 
-fn listed_bytes(stage: &Stage<'_>, channel: &Channel) -> Result<u64> {
-    let selection = Selection::of_channel(channel, stage.share(channel))?;
-    stage.unless_stopped(async {
-        let (_, objects) = selection.open(stage.engine.client()).await?;
-        let add = |sum: u64, meta: ObjectMeta| {
-            std::future::ready(Ok::<_, Error>(sum.saturating_add(meta.size_bytes)))
-        };
-        objects.try_fold(0, add).await
-    })
+/// Whether every channel can begin an epoch while it still delivers the one before: a part for each must be there at any
+/// time.
+fn check_memory(stage: &Stage<'_>) -> Result<()> {
+    let config = &stage.means.engine;
+    let streams = 2 * stage.courses.len() as u64;
+    let needed = streams.saturating_mul(class_bytes(config.part_bytes));
+    match needed <= config.memory_bytes {
+        true => Ok(()),
+        false => Err(Error::unusable(
+            "--memory",
+            format!(
+                "{} bytes: {} Pipe channels need two parts each, {needed} bytes together",
+                config.memory_bytes,
+                stage.courses.len()
+            ),
+            "give more --memory, or a smaller --part-size",
+        )),
+    }
 }
 
 fn bytes_below(directory: &Path) -> u64 {
@@ -261,23 +318,6 @@ fn free_bytes(directory: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-fn download(
-    stage: &Stage<'_>,
-    channel: &Channel,
-) -> Result<(String, Arc<DownloadProgress>, Duration)> {
-    let directory = stage.tree.files_directory(channel, stage.share(channel))?;
-    let selection = Selection::of_channel(channel, stage.share(channel))?;
-    let config = DownloadConfig::default();
-    let download = Download::of(stage.engine.clone(), selection, directory, config);
-    let (begun, progress) = (Instant::now(), download.progress().clone());
-    if let Some(tell) = &stage.means.on_download {
-        tell(&channel.name, &progress);
-    }
-    let stop = download.stop().clone();
-    stage.inbox.busy(&stop, || download.run())?;
-    Ok((channel.name.clone(), progress, begun.elapsed()))
-}
-
 /// The server, its thread, and what is seen of it.
 #[derive(Debug)]
 struct Pipes {
@@ -294,15 +334,20 @@ impl Pipes {
         config.failure_grace = Duration::from_secs(24 * 3600);
         config.mode = stage.means.fifo_mode;
         config.position_margin_bytes = stage.resume_margin_bytes;
+        // Epochs have no end: a trainer that has read its last one is not stopped for the next.
+        config.tell_unread = false;
         let how = (stage.resume, stage.means.engine.checksums);
         let opened = stage.courses.iter().map(|(course, at)| async move {
             let (channel, mut at) = (&course.channel, at.clone());
             let content = Content::open(stage.engine, channel, stage.share(channel)).await?;
+            // Some readers give up a minute after their open.
+            content.agenda().ready().await?;
             if let Some(at) = &mut at {
                 resume::settle(stage.engine, channel, &content, how, at).await?;
             }
             Ok::<_, Error>((content, at))
         });
+        check_memory(stage)?;
         // So that a wrong URI or manifest is told now, and not in an epoch that cannot end.
         let contents = stage.unless_stopped(try_join_all(opened))?;
         let each = stage.courses.iter().zip(contents);
@@ -310,12 +355,16 @@ impl Pipes {
             .map(|((course, _), (content, at))| served(content, course.clone(), at))
             .collect();
         let post = stage.inbox.post();
-        let told = post.clone();
+        let (told, failed) = (post.clone(), Arc::new(OnceLock::new()));
+        let first = failed.clone();
         let on_failure = Arc::new(move |failure: &Failure| {
+            // The first one counts.
+            let _ = first.set(failure.error.clone());
             told.send(Event::InputFailed(failure.error.clone()));
         });
         let metrics = stage.means.metrics.clone();
         let server = PipeServer::start(config, channels?, metrics, on_failure)?;
+        await_first_bytes(stage, &server.watch(), &failed)?;
         Self::watch(server, post)
     }
 
@@ -363,6 +412,23 @@ impl Pipes {
 impl Drop for Pipes {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// What cannot be read at all is told before there is a trainer. One that is only slow is not waited for.
+fn await_first_bytes(stage: &Stage<'_>, watch: &Watch, failed: &OnceLock<Error>) -> Result<()> {
+    let until = Instant::now() + FIRST_BYTES;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(error) = failed.get() {
+            return Err(error.clone());
+        }
+        let begun = watch.summary().channels.iter().all(|channel| channel.begun);
+        if begun || stage.inbox.is_stopped() || Instant::now() >= until {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
 

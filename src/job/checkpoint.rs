@@ -10,12 +10,14 @@
 
 mod changes;
 mod restore;
+mod stored;
 mod sync;
 
 use std::time::Duration;
 
-pub(super) use restore::{Restored, restore};
-pub(super) use sync::{Note, Syncer};
+pub(super) use restore::{Restore, Restored};
+pub(super) use stored::FILE as STORED_FILE;
+pub(super) use sync::{Ending, Note, Syncer};
 
 /// How checkpoints are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,9 @@ pub struct CheckpointConfig {
     /// Whether a file that is deleted is deleted in S3. The platform does that; here it is asked for, because a trainer
     /// that empties its directory would empty the only copy.
     pub delete: bool,
+    /// Whether what a trainer was writing when it was killed, or died of a signal, goes up all the same: files that were
+    /// changed within `settle` before. They may be half written, and would take the place of a whole one.
+    pub upload_unsettled: bool,
 }
 
 impl Default for CheckpointConfig {
@@ -34,13 +39,18 @@ impl Default for CheckpointConfig {
         Self {
             settle: Duration::from_secs(2),
             delete: false,
+            upload_unsettled: false,
         }
     }
 }
 
 /// Paths of all files below a directory, relative to it.
 pub(super) fn files_below(directory: &std::path::Path) -> crate::error::Result<Vec<String>> {
-    Ok(changes::scan(directory)?.into_keys().collect())
+    let seen = changes::scan(directory);
+    match seen.unknown.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok(seen.files.into_keys().collect()),
+    }
 }
 
 /// The prefix of a folder: `ckpt` means `ckpt/`, or `ckpt-old` would be restored, too.

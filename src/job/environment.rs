@@ -18,6 +18,30 @@ use crate::error::Result;
 /// Hyperparameters of the toolkit, not of the user's script.
 const FRAMEWORK_PREFIX: &str = "sagemaker_";
 
+/// Those of them that the toolkit uses up itself (`SAGEMAKER_HYPERPARAMETERS` of its `params.py`); all others are for the
+/// framework.
+const TOOLKITS_OWN: [&str; 9] = [
+    "sagemaker_program",
+    "sagemaker_submit_directory",
+    "sagemaker_enable_cloudwatch_metrics",
+    "sagemaker_region",
+    "sagemaker_container_log_level",
+    "sagemaker_job_name",
+    "default_user_module_name",
+    "_tuning_objective_metric",
+    "sagemaker_s3_output",
+];
+
+/// With any of these the toolkit starts processes on all hosts of the current instance group.
+const DISTRIBUTED: [&str; 6] = [
+    "sagemaker_mpi_enabled",
+    "sagemaker_parameter_server_enabled",
+    "sagemaker_distributed_dataparallel_enabled",
+    "sagemaker_pytorch_ddp_enabled",
+    "sagemaker_pytorch_xla_multi_worker_enabled",
+    "sagemaker_multi_worker_mirrored_strategy_enabled",
+];
+
 /// What the toolkit logs at unless told otherwise: `logging.INFO`.
 const DEFAULT_LOG_LEVEL: u32 = 20;
 
@@ -83,12 +107,45 @@ impl Hyperparameters {
             let value = serde_json::from_str(text).unwrap_or_else(|_| json!(text));
             (name.clone(), value)
         });
-        let (framework, user) = read.partition(|(name, _)| name.starts_with(FRAMEWORK_PREFIX));
+        let is_framework =
+            |name: &str| name.starts_with(FRAMEWORK_PREFIX) || TOOLKITS_OWN.contains(&name);
+        let (framework, user) = read.partition(|(name, _)| is_framework(name));
         Self { user, framework }
+    }
+
+    /// What is left of the framework's when the toolkit has taken its own.
+    fn additional(&self) -> Map<String, Value> {
+        let all = self.framework.clone().into_iter();
+        all.filter(|(name, _)| !TOOLKITS_OWN.contains(&name.as_str()))
+            .collect()
+    }
+
+    /// The instance groups that the toolkit starts processes in.
+    fn distribution_groups(&self, current: Option<&str>) -> Value {
+        if let Some(groups) = self.framework.get("sagemaker_distribution_instance_groups") {
+            return groups.clone();
+        }
+        let is_set = |name: &&str| self.framework.get(*name).is_some_and(is_true);
+        match DISTRIBUTED.iter().any(is_set) {
+            true => json!([current.unwrap_or("homogeneousCluster")]),
+            false => json!([]),
+        }
     }
 
     fn framework_text(&self, name: &str) -> Option<&str> {
         self.framework.get(name).and_then(Value::as_str)
+    }
+}
+
+/// As Python takes it.
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(items) => !items.is_empty(),
     }
 }
 
@@ -123,7 +180,7 @@ fn keys(
         ("network_interface_name", json!(facts.network_interface)),
         ("hps", json!(split.user)),
         ("user_entry_point", json!(entry_point)),
-        ("framework_params", json!(split.framework)),
+        ("framework_params", json!(split.additional())),
         ("resource_config", resources),
         ("input_data_config", document(&documents.input_data)),
         ("output_data_dir", json!(format!("{base}/output/data"))),
@@ -143,7 +200,10 @@ fn keys(
         ),
         ("instance_groups", json!(group_names)),
         ("instance_groups_dict", Value::Object(by_name)),
-        ("distribution_instance_groups", json!([])),
+        (
+            "distribution_instance_groups",
+            split.distribution_groups(mine.map(|group| group.instance_group_name)),
+        ),
         ("is_hetero", json!(groups.len() > 1)),
         ("module_name", json!(entry_point.map(module_name))),
         (
@@ -163,7 +223,7 @@ fn keys(
             json!(
                 split
                     .framework_text("sagemaker_submit_directory")
-                    .unwrap_or_default()
+                    .map_or_else(|| format!("{base}/code"), str::to_owned)
             ),
         ),
         ("user_args", json!(user_args(&split.user))),
@@ -194,9 +254,72 @@ fn module_name(entry_point: &str) -> String {
 fn user_args(hyperparameters: &Map<String, Value>) -> Vec<String> {
     let pair = |(name, value): (&String, &Value)| {
         let dashes = if name.chars().count() == 1 { "-" } else { "--" };
-        [format!("{dashes}{name}"), written(value)]
+        [format!("{dashes}{name}"), argument(value)]
     };
     hyperparameters.iter().flat_map(pair).collect()
+}
+
+/// A value as the toolkit hands it to a script: Python's `str`, of a map `a=1,b=2`.
+fn argument(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Object(items) => {
+            let items = items
+                .iter()
+                .map(|(name, item)| format!("{name}={}", python_str(item)));
+            items.collect::<Vec<_>>().join(",")
+        }
+        other => python_str(other),
+    }
+}
+
+fn python_str(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => python_repr(other),
+    }
+}
+
+fn python_repr(value: &Value) -> String {
+    let list = |items: Vec<String>| items.join(", ");
+    match value {
+        Value::Null => "None".into(),
+        Value::Bool(true) => "True".into(),
+        Value::Bool(false) => "False".into(),
+        Value::Number(number) => number_text(number),
+        Value::String(text) => {
+            // Double quotes only where single ones would have to be escaped.
+            let quote = if text.contains('\'') && !text.contains('"') {
+                '"'
+            } else {
+                '\''
+            };
+            let mut quoted = String::from(quote);
+            for c in text.chars() {
+                match c {
+                    '\\' => quoted.push_str("\\\\"),
+                    '\n' => quoted.push_str("\\n"),
+                    '\r' => quoted.push_str("\\r"),
+                    '\t' => quoted.push_str("\\t"),
+                    c if c == quote => quoted.extend(['\\', c]),
+                    c => quoted.push(c),
+                }
+            }
+            quoted.push(quote);
+            quoted
+        }
+        Value::Array(items) => format!("[{}]", list(items.iter().map(python_repr).collect())),
+        Value::Object(items) => {
+            let items = items.iter().map(|(name, item)| {
+                format!(
+                    "{}: {}",
+                    python_repr(&Value::from(name.as_str())),
+                    python_repr(item)
+                )
+            });
+            format!("{{{}}}", list(items.collect()))
+        }
+    }
 }
 
 /// Everything once more in one object, under the names of the toolkit's class.
@@ -340,10 +463,38 @@ mod tests {
             ("plain", "text"),
             ("list", "[1, 2.5, true, null, \"ü\"]"),
             ("sagemaker_program", "\"train.py\""),
+            ("sagemaker_mpi_enabled", "true"),
+            ("_tuning_objective_metric", "\"loss\""),
         ] {
             spec.hyperparameters.insert(name.into(), value.into());
         }
         spec
+    }
+
+    #[test]
+    fn arguments_are_written_as_python_writes_them() {
+        // What the toolkit's to_cmd_args gives for these.
+        let given: Map<String, Value> = serde_json::from_str(
+            r#"{"a": true, "bb": [1, "x", null, 0.5], "cc": {"k": 1, "l": "v"}, "dd": null, "ee": "it's", "ff": ["it's", {"z": false}], "gg": 1e-5}"#,
+        )
+        .unwrap();
+        let expected = [
+            "-a",
+            "True",
+            "--bb",
+            "[1, 'x', None, 0.5]",
+            "--cc",
+            "k=1,l=v",
+            "--dd",
+            "",
+            "--ee",
+            "it's",
+            "--ff",
+            "[\"it's\", {'z': False}]",
+            "--gg",
+            "1e-05",
+        ];
+        assert_eq!(user_args(&given), expected);
     }
 
     /// J5: any container finds the job's name, its ARN and the request's variables; with `--sm-env` the toolkit's, too.
@@ -371,7 +522,12 @@ mod tests {
             ("SM_HP_NAME", "ü"),
             ("SM_HP_PLAIN", "text"),
             ("SM_HP_LIST", r#"[1,2.5,true,null,"\u00fc"]"#),
-            ("SM_FRAMEWORK_PARAMS", r#"{"sagemaker_program":"train.py"}"#),
+            ("SM_FRAMEWORK_PARAMS", r#"{"sagemaker_mpi_enabled":true}"#),
+            (
+                "SM_DISTRIBUTION_INSTANCE_GROUPS",
+                r#"["homogeneousCluster"]"#,
+            ),
+            ("SM_MODULE_DIR", "/opt/ml/code"),
             ("SM_USER_ENTRY_POINT", "train.py"),
             ("SM_MODULE_NAME", "train"),
             ("SM_FRAMEWORK_MODULE", ""),
@@ -385,6 +541,7 @@ mod tests {
             assert_eq!(set.get(name).map(String::as_str), Some(value), "{name}");
         }
         assert!(!set.contains_key("SM_HP_SAGEMAKER_PROGRAM"));
+        assert!(!set.contains_key("SM_HP__TUNING_OBJECTIVE_METRIC"));
         let args = &set["SM_USER_ARGS"];
         assert!(args.starts_with(r#"["--epochs","3","--list","#), "{args}");
         let env: Value = serde_json::from_str(&set["SM_TRAINING_ENV"]).unwrap();

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::stop::Cause;
+use super::trainer;
 use crate::download::Stop;
 use crate::error::{Error, Result};
 use crate::runtime;
@@ -26,6 +27,8 @@ pub(super) enum Event {
     Forward(u8),
     /// The trainer has ended.
     Ended(ExitStatus),
+    /// What it has left is saved, or will not be.
+    Saved,
 }
 
 /// The queue.
@@ -125,6 +128,11 @@ impl Post {
         let others = [SignalKind::user_defined1(), SignalKind::user_defined2()];
         let all = ends.iter().map(|kind| (*kind, true));
         for (kind, ends) in all.chain(others.iter().map(|kind| (*kind, false))) {
+            // `nohup`, or a shell that has put us into the background: whoever has started us does not want it heeded.
+            // The trainer inherits that.
+            if kind != SignalKind::terminate() && trainer::is_ignored(kind.as_raw_value()) {
+                continue;
+            }
             let mut signals = signal(kind).map_err(|error| Error::io("signal handler", error))?;
             let number = u8::try_from(kind.as_raw_value()).unwrap_or_default();
             let post = self.clone();

@@ -31,9 +31,6 @@ const TOKEN_LIFE: Duration = Duration::from_secs(3 * 3600);
 /// An answer is a few hundred bytes.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
 
-/// What of the time until the instance is taken belongs to the last sync, not to the trainer.
-const SYNC_RESERVE: Duration = Duration::from_secs(30);
-
 /// Which notices are heeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SpotNotices {
@@ -48,8 +45,9 @@ pub enum SpotNotices {
     Termination,
 }
 
-/// Watches for notices, if they are wanted here.
-pub(super) fn watch(wanted: SpotNotices, post: Post) -> Result<()> {
+/// Watches for notices, if they are wanted here. `reserve` of the time until the instance is taken belongs to the last
+/// sync, not to the trainer.
+pub(super) fn watch(wanted: SpotNotices, reserve: Duration, post: Post) -> Result<()> {
     let heeds_rebalance = match wanted {
         SpotNotices::Off => return Ok(()),
         SpotNotices::Auto if !is_ec2() => return Ok(()),
@@ -63,7 +61,7 @@ pub(super) fn watch(wanted: SpotNotices, post: Post) -> Result<()> {
     let service = Service::new(&endpoint)?;
     let thread = std::thread::Builder::new().name("spot notices".into());
     // It ends with the process: it holds nothing that anybody waits for.
-    let started = thread.spawn(move || poll(service, heeds_rebalance, &post));
+    let started = thread.spawn(move || poll(service, heeds_rebalance, reserve, &post));
     started
         .map(drop)
         .map_err(|error| Error::io("spot notices", error))
@@ -72,16 +70,28 @@ pub(super) fn watch(wanted: SpotNotices, post: Post) -> Result<()> {
 /// Whether the firmware says so, and nobody has switched the service off.
 fn is_ec2() -> bool {
     let disabled = std::env::var("AWS_EC2_METADATA_DISABLED");
-    let vendor = std::fs::read_to_string("/sys/devices/virtual/dmi/id/sys_vendor");
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     !disabled.is_ok_and(|text| text.eq_ignore_ascii_case("true"))
-        && vendor.is_ok_and(|vendor| vendor.trim() == "Amazon EC2")
+        && is_amazons(
+            &read("/sys/devices/virtual/dmi/id/sys_vendor"),
+            &read("/sys/devices/virtual/dmi/id/bios_version"),
+            &read("/sys/hypervisor/uuid"),
+        )
 }
 
-fn poll(mut service: Service, heeds_rebalance: bool, post: &Post) {
+/// Nitro's firmware names its vendor; under Xen (p3, g3, m4, c4) only the version of its BIOS does, and the number of the
+/// guest begins with `ec2` (EC2 guide, "Determine whether your instance is an EC2 instance").
+fn is_amazons(vendor: &str, bios: &str, uuid: &str) -> bool {
+    vendor.trim() == "Amazon EC2"
+        || bios.trim().to_ascii_lowercase().ends_with("amazon")
+        || uuid.trim().to_ascii_lowercase().starts_with("ec2")
+}
+
+fn poll(mut service: Service, heeds_rebalance: bool, reserve: Duration, post: &Post) {
     let mut recommended = false;
     loop {
         if let Some(body) = service.get("/latest/meta-data/spot/instance-action")
-            && let Some(left) = interruption(&body, SystemTime::now())
+            && let Some(left) = interruption(&body, SystemTime::now(), reserve)
         {
             post.send(Event::Stop(Cause::SpotTermination, left));
             return;
@@ -98,7 +108,7 @@ fn poll(mut service: Service, heeds_rebalance: bool, post: &Post) {
 }
 
 /// Time for the trainer, if the notice is one; none inside if it does not say when.
-fn interruption(body: &str, now: SystemTime) -> Option<Option<Duration>> {
+fn interruption(body: &str, now: SystemTime, reserve: Duration) -> Option<Option<Duration>> {
     #[derive(Deserialize)]
     struct Action {
         action: String,
@@ -114,7 +124,7 @@ fn interruption(body: &str, now: SystemTime) -> Option<Option<Duration>> {
     Some(at.map(|at| {
         let at = UNIX_EPOCH + Duration::from_secs(at.secs().try_into().unwrap_or_default());
         let left = at.duration_since(now).unwrap_or_default();
-        left.saturating_sub(SYNC_RESERVE)
+        left.saturating_sub(reserve)
     }))
 }
 
@@ -227,7 +237,7 @@ mod tests {
     fn a_notice_tells_how_much_time_the_trainer_has() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         let body = r#"{"action": "terminate", "time": "2017-09-18T08:22:00Z"}"#;
-        let when = 1_505_722_920;
+        let (when, reserve) = (1_505_722_920, Duration::from_secs(30));
         for (now, left) in [
             (when - 120, 90),
             (when - 40, 10),
@@ -235,11 +245,20 @@ mod tests {
             (when + 9, 0),
         ] {
             let left = Some(Some(Duration::from_secs(left)));
-            assert_eq!(interruption(body, at(now)), left);
+            assert_eq!(interruption(body, at(now), reserve), left);
         }
-        assert_eq!(interruption(r#"{"action": "stop"}"#, at(0)), Some(None));
-        assert_eq!(interruption("<html>", at(0)), None);
-        assert_eq!(interruption(r#"{"action": "noop"}"#, at(0)), None);
+        let told = |body| interruption(body, at(0), reserve);
+        assert_eq!(told(r#"{"action": "stop"}"#), Some(None));
+        assert_eq!(told("<html>"), None);
+        assert_eq!(told(r#"{"action": "noop"}"#), None);
+    }
+
+    #[test]
+    fn an_instance_is_known_by_its_firmware() {
+        assert!(is_amazons("Amazon EC2\n", "1.0\n", ""));
+        assert!(is_amazons("Xen\n", "4.11.amazon\n", ""));
+        assert!(is_amazons("", "", "ec2e1916-9099-7caf-fd21-012345abcdef\n"));
+        assert!(!is_amazons("QEMU\n", "1.16.3\n", "4c4c4544-0042\n") && !is_amazons("", "", ""));
     }
 
     #[test]

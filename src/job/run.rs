@@ -10,18 +10,21 @@
 //! dropping it, in the reverse order, also when a step fails.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::artifacts::{self, MODEL, OUTPUT, Whose};
-use super::channels::{Inputs, InputsWatch, Stage};
-use super::checkpoint::{self, Note, Syncer};
+use super::channels::{Inputs, InputsWatch, LiveChannels, Stage};
+use super::checkpoint::{self, Ending, Note, Restore, Syncer};
 use super::cursor::{self, ChannelCursor, Course, Cursor};
+use super::cutoff::Cutoff;
 use super::documents::Documents;
 use super::environment::{self, Facts};
-use super::inbox::{Event, Inbox};
+use super::inbox::{Event, Inbox, Post};
 use super::marks::Owner;
 use super::notice;
 use super::prometheus::Exporter;
@@ -30,13 +33,14 @@ use super::share;
 use super::spec::{CheckpointSpec, PLATFORM_BASE, mode_of};
 use super::stop::{Act, Cause, Stopping};
 use super::summary::{self, JobSummary};
-use super::trainer::{self, Trainer};
+use super::trainer::{self, Trainer, What};
 use super::tree::{self, Tree};
 use super::{Job, JobEvent};
+use crate::buffer::class_bytes;
 use crate::client::S3Client;
-use crate::download::Stop;
+use crate::download::{DownloadProgress, Stop};
 use crate::error::{Error, Result};
-use crate::input::{InputMode, Shard};
+use crate::input::{Channel, InputMode, Shard};
 use crate::object::ObjectUri;
 use crate::prefetch::Prefetcher;
 
@@ -56,21 +60,28 @@ impl Job {
     /// What keeps the trainer from being started. What happens later is told in the summary.
     pub fn run(mut self) -> Result<JobSummary> {
         self.config.spec.validate()?;
+        let path = self.config.spec.environment.get("PATH").map(OsString::from);
+        let path = path
+            .or_else(|| std::env::var_os("PATH"))
+            .unwrap_or_default();
+        trainer::check(&self.config.command, &path, &self.config.base_dir)?;
         let shares = self.take_shares()?;
+        self.share_memory();
         let inbox = Inbox::new();
         inbox.post().signals()?;
-        notice::watch(self.config.spot_notices, inbox.post())?;
+        notice::watch(
+            self.config.spot_notices,
+            self.config.sync_grace,
+            inbox.post(),
+        )?;
         let address = self.config.metrics_address;
         let exporter = address
             .map(|address| Exporter::start(address, self.means.metrics.clone()))
             .transpose()?;
         let run_id = self.run_id();
-        let record = tree::record(
-            run_id.clone(),
-            &self.config.base_dir,
-            &self.config.spec.channels,
-        );
-        let tree = Tree::claim(&self.config.base_dir, record)?;
+        let tree = Tree::claim(&self.config.base_dir, |base| {
+            tree::record(run_id.clone(), base, &self.config.spec.channels)
+        })?;
         let mut summary = JobSummary::new(&self.config.name);
         let around = Around {
             tree: &tree,
@@ -93,6 +104,19 @@ impl Job {
         }
         summary.exit_code = exit_code(&summary);
         Ok(summary)
+    }
+
+    /// Every mount reads with memory of its own, beside the engine of all other channels: together no more than there is.
+    fn share_memory(&mut self) {
+        let channels = &self.config.spec.channels;
+        let is_mount = |channel: &&Channel| mode_of(channel) == InputMode::FastFile;
+        let mounts = channels.iter().filter(is_mount).count();
+        let engines = usize::from(channels.len() > mounts || self.config.spec.checkpoint.is_some());
+        let engine = &mut self.means.engine;
+        let share = engine.memory_bytes / (mounts + engines).max(1) as u64;
+        engine.memory_bytes = share
+            .max(2 * class_bytes(engine.part_bytes))
+            .min(engine.memory_bytes);
     }
 
     /// Keeps the channels that are for this host, and says what its shares of them are.
@@ -136,7 +160,7 @@ impl Job {
             self.means.engine.clone(),
             self.means.metrics.clone(),
         )?;
-        let restored = self.restored(&engine, around, summary)?;
+        let restored = self.restored(&engine, around)?;
         let courses = self.courses(restored.as_ref())?;
         let stage = Stage {
             means: &self.means,
@@ -155,39 +179,88 @@ impl Job {
         if let Some(exporter) = around.exporter {
             exporter.show(inputs.watch());
         }
+        let cutoff = Cutoff::default();
         let sync = restored
-            .map(|restored| self.keep(restored, inputs.watch(), &courses))
+            .map(|restored| self.keep(restored, inputs.watch(), &courses, &cutoff))
             .transpose()?;
-        let trained = self.train(inbox, around.run_id, &variables, summary);
+        let live = inputs.watch().live();
+        let trained = self.train(around, &variables, live, summary);
         summary.channels = inputs.report();
         // Not before the trainer is dead: `train` has seen to that, also when it failed.
         inputs.stop();
-        trained?;
+        let (stopping, died) = trained?;
         let failure = std::fs::read(tree.failure_file()).unwrap_or_default();
         summary.failure_reason = summary::failure_reason(&failure);
-        self.finish(sync, tree, summary);
+        let left = Left { sync, cutoff, died };
+        self.save(left, stopping, around, summary);
         Ok(())
     }
 
-    /// Fetches the checkpoints.
-    fn restored(
+    /// Saves what the trainer has left, within the time that there is. Who asks for the end now wants it within a grace;
+    /// who asks twice, at once.
+    fn save(
         &self,
-        engine: &Prefetcher,
+        left: Left,
+        mut stopping: Stopping,
         around: &Around<'_>,
         summary: &mut JobSummary,
-    ) -> Result<Option<Kept>> {
+    ) {
+        let (inbox, reserve) = (around.inbox, self.config.sync_grace);
+        let cutoff = left.cutoff.clone();
+        let limit = |stopping: &Stopping| {
+            if let Some(until) = stopping.save_until(Instant::now(), reserve) {
+                cutoff.set(until);
+            }
+        };
+        limit(&stopping);
+        let (tree, saved) = (around.tree, Saved(inbox.post()));
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // Told also when it panics.
+                let _saved = saved;
+                self.finish(left, tree, summary);
+            });
+            loop {
+                match inbox.next(None) {
+                    Some(Event::Stop(cause, within)) => {
+                        if stopping.cause().is_none() {
+                            self.tell(JobEvent::Saving { cause });
+                        }
+                        stopping.ask(cause, Instant::now(), within);
+                        if stopping.is_hurried() && matches!(cause, Cause::Signal { .. }) {
+                            cutoff.set(Instant::now());
+                        }
+                        limit(&stopping);
+                    }
+                    Some(Event::Saved) | None => break,
+                    Some(_) => {}
+                }
+            }
+        });
+    }
+
+    /// Fetches the checkpoints.
+    fn restored(&self, engine: &Prefetcher, around: &Around<'_>) -> Result<Option<Kept>> {
         let Some(spec) = &self.config.spec.checkpoint else {
             return Ok(None);
         };
         let directory = checkpoint_dir(spec, around.tree.base());
         let prefix = checkpoint::folder(&spec.uri);
+        let record = around.tree.base().join(checkpoint::STORED_FILE);
         let stop = Arc::new(Stop::default());
-        let restored = around.inbox.busy(&stop, || {
-            checkpoint::restore(engine, &prefix, &directory, &stop)
-        })?;
-        let report = summary.checkpoint.get_or_insert_default();
-        report.restored_files = restored.files;
-        report.restored_bytes = restored.bytes;
+        let restore = Restore {
+            engine,
+            config: &self.means.engine,
+            prefix: &prefix,
+            directory: &directory,
+            record: &record,
+        };
+        let begun = |progress: &Arc<DownloadProgress>| {
+            if let Some(tell) = &self.means.on_download {
+                tell("checkpoints", progress);
+            }
+        };
+        let restored = around.inbox.busy(&stop, || restore.run(&stop, &begun))?;
         Ok(Some(Kept {
             prefix,
             directory,
@@ -216,6 +289,7 @@ impl Job {
         kept: Kept,
         watch: InputsWatch,
         courses: &[(Course, Option<ChannelCursor>)],
+        cutoff: &Cutoff,
     ) -> Result<Syncer> {
         let courses: Vec<_> = courses.iter().map(|(course, _)| course.clone()).collect();
         let host = self.host();
@@ -231,8 +305,9 @@ impl Job {
             client,
             (kept.prefix, kept.directory),
             config,
-            kept.restored.stored,
+            kept.restored,
             note,
+            cutoff.clone(),
         )
     }
 
@@ -242,15 +317,16 @@ impl Job {
     }
 
     /// What is left to be written when the trainer has ended. A failure is the job's only if nothing else is.
-    fn finish(&self, sync: Option<Syncer>, tree: &Tree, summary: &mut JobSummary) {
+    fn finish(&self, left: Left, tree: &Tree, summary: &mut JobSummary) {
         let mut results = Vec::new();
-        if let Some((report, result)) = sync.map(Syncer::finish) {
-            let restored = summary.checkpoint.take().unwrap_or_default();
-            summary.checkpoint = Some(summary::CheckpointReport {
-                restored_files: restored.restored_files,
-                restored_bytes: restored.restored_bytes,
-                ..report
-            });
+        let ending = Ending { died: left.died };
+        if let Some((report, result)) = left.sync.map(|sync| sync.finish(ending)) {
+            if left.died.is_some() && !report.unsettled_files.is_empty() {
+                self.tell(JobEvent::LeftOut {
+                    files: report.unsettled_files.clone(),
+                });
+            }
+            summary.checkpoint = Some(report);
             results.push(result);
         }
         if let Some(output) = &self.config.spec.output {
@@ -268,7 +344,7 @@ impl Job {
                         job_name: &self.config.name,
                         cluster: &self.config.cluster,
                     };
-                    artifacts::upload_all(client, output, whose, tree.base(), which)
+                    artifacts::upload_all(client, output, whose, tree.base(), which, &left.cutoff)
                 });
             match uploaded {
                 Ok(uploaded) => summary.uploaded = uploaded,
@@ -293,17 +369,22 @@ impl Job {
     /// Runs the trainer until it is dead.
     fn train(
         &self,
-        inbox: &Inbox,
-        run_id: &str,
+        around: &Around<'_>,
         variables: &BTreeMap<String, String>,
+        channels: LiveChannels,
         summary: &mut JobSummary,
-    ) -> Result<()> {
-        self.tell(JobEvent::Training);
+    ) -> Result<(Stopping, Option<SystemTime>)> {
+        self.tell(JobEvent::Training { channels });
+        let inbox = around.inbox;
         let post = inbox.post();
         let begun = Instant::now();
-        let mut trainer = Trainer::start(&self.config.command, variables, run_id, move |status| {
-            post.send(Event::Ended(status));
-        })?;
+        let what = What {
+            command: &self.config.command,
+            variables,
+            run_id: around.run_id,
+            output: &self.means.output,
+        };
+        let mut trainer = Trainer::start(&what, move |status| post.send(Event::Ended(status)))?;
         let mut way = Way {
             stopping: Stopping::new(self.config.stop_grace),
             max_runtime: self
@@ -331,7 +412,8 @@ impl Job {
         summary.cause = way.stopping.cause();
         summary.killed = way.stopping.was_killed();
         summary.error = way.error;
-        Ok(())
+        let died = summary.killed || status.is_none_or(trainer::is_violent);
+        Ok((way.stopping, died.then(SystemTime::now)))
     }
 
     fn variables(&self, tree: &Tree, documents: &Documents) -> Result<BTreeMap<String, String>> {
@@ -365,7 +447,11 @@ impl Job {
 
     fn tell(&self, event: JobEvent) {
         if let Some(tell) = &self.means.on_event {
-            tell(&event);
+            // Whoever cannot be told is no reason to kill a trainer.
+            let told = catch_unwind(AssertUnwindSafe(|| tell(&event)));
+            if told.is_err() {
+                tracing::error!(?event, "could not be told");
+            }
         }
     }
 }
@@ -377,6 +463,23 @@ struct Around<'a> {
     run_id: &'a str,
     shares: &'a BTreeMap<String, Shard>,
     exporter: Option<&'a Exporter>,
+}
+
+/// Tells the deciding thread when it is dropped.
+struct Saved(Post);
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        self.0.send(Event::Saved);
+    }
+}
+
+/// What is to be done when the trainer has ended.
+struct Left {
+    sync: Option<Syncer>,
+    cutoff: Cutoff,
+    /// When it was killed, or died of a signal.
+    died: Option<SystemTime>,
 }
 
 /// Checkpoints that were fetched.
@@ -426,6 +529,8 @@ impl Way {
         let mut acts = Vec::new();
         match event {
             Some(Event::Ended(status)) => return Some(Some(status)),
+            // Not before it has ended.
+            Some(Event::Saved) => {}
             Some(Event::Forward(number)) => trainer.signal(number),
             Some(Event::Stop(cause, within)) => acts.push(self.ask(cause, now, within, tell)),
             Some(Event::InputFailed(error)) => {

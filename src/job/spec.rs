@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::check;
 use super::request::{self, Request};
 use crate::error::{Error, Result};
-use crate::input::{Channel, InputMode, ShuffleConfig};
+use crate::input::{Channel, InputMode, ShuffleConfig, Source};
 use crate::object::ObjectUri;
 
 /// Where the platform mounts everything; paths of a request below it follow the base directory.
@@ -165,7 +165,7 @@ fn channel_of(at: usize, channel: request::Channel, default_mode: InputMode) -> 
         )
     })?;
     let of_source = |member: &str| field(&format!("DataSource.S3DataSource.{member}"));
-    let uri = source.s3_uri.parse();
+    let uri = Source::literal(&source.s3_uri);
     let uri = uri.map_err(|error: Error| Error::config(of_source("S3Uri"), error.to_string()))?;
     let mut spec = Channel::new(name.clone(), uri)?;
     spec.mode = Some(default_mode);

@@ -45,6 +45,8 @@ pub(super) struct Stopping {
     cause: Option<Cause>,
     kill_at: Option<Instant>,
     killed: bool,
+    /// Somebody has asked twice.
+    hurried: bool,
 }
 
 impl Stopping {
@@ -55,6 +57,7 @@ impl Stopping {
             cause: None,
             kill_at: None,
             killed: false,
+            hurried: false,
         }
     }
 
@@ -71,6 +74,7 @@ impl Stopping {
         let is_signal = |cause| matches!(cause, Cause::Signal { .. });
         if is_signal(first) && is_signal(cause) {
             // Whoever asks twice does not want to wait.
+            self.hurried = true;
             return self.kill();
         }
         self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
@@ -96,6 +100,21 @@ impl Stopping {
     /// The first reason, if there is one.
     pub(super) fn cause(&self) -> Option<Cause> {
         self.cause
+    }
+
+    /// Until when what the trainer has left may be saved, of which `reserve` is sure: none without a reason to stop.
+    pub(super) fn save_until(&self, now: Instant, reserve: Duration) -> Option<Instant> {
+        self.cause?;
+        match self.hurried {
+            true => now.checked_add(reserve),
+            // A trainer that ends early leaves the rest of its time.
+            false => self.kill_at?.max(now).checked_add(reserve),
+        }
+    }
+
+    /// Whether somebody has asked twice.
+    pub(super) fn is_hurried(&self) -> bool {
+        self.hurried
     }
 
     /// Whether the trainer did not end in time.
@@ -213,6 +232,25 @@ mod tests {
             Act::Nothing
         );
         assert_eq!(stopping.wake(), Some(at(start, 90)));
+    }
+
+    #[test]
+    fn what_is_saved_has_the_rest_of_the_grace_and_its_own() {
+        let (start, reserve) = (Instant::now(), Duration::from_secs(30));
+        let until = |stopping: &Stopping, seconds| stopping.save_until(at(start, seconds), reserve);
+        let mut stopping = Stopping::new(Duration::from_secs(120));
+        assert_eq!(until(&stopping, 5), None, "nobody has asked");
+        stopping.ask(TERM, start, None);
+        assert_eq!(until(&stopping, 10), Some(at(start, 150)));
+        assert_eq!(until(&stopping, 121), Some(at(start, 151)));
+        // A notice's time is the instance's: the reserve was taken off it.
+        stopping.ask(Cause::SpotTermination, start, Some(Duration::from_secs(90)));
+        assert_eq!(until(&stopping, 10), Some(at(start, 120)));
+        stopping.ask(TERM, at(start, 20), None);
+        assert_eq!(until(&stopping, 20), Some(at(start, 50)), "asked twice");
+        let mut endless = Stopping::new(Duration::MAX);
+        endless.ask(TERM, start, None);
+        assert_eq!(until(&endless, 10), None);
     }
 
     #[test]

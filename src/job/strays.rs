@@ -15,8 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, child_subreaper, getpgrp, getpid, pidfd_open,
-    pidfd_send_signal, set_child_subreaper, waitpid,
+    Pid, PidfdFlags, Signal, WaitOptions, child_subreaper, getpid, pidfd_open, pidfd_send_signal,
+    set_child_subreaper, waitpid,
 };
 
 /// The variable that marks them.
@@ -98,7 +98,9 @@ impl Brood {
 
     /// The run's among our own children. Those that are dead already are reaped.
     fn children(&self, all: &BTreeMap<i32, Process>) -> Vec<i32> {
-        let (own, group) = (getpid().as_raw_pid(), getpgrp().as_raw_pid());
+        let own = getpid().as_raw_pid();
+        // Not by getpgrp: the first process of a container may be of a group that is outside of it, and has no number here.
+        let group = all.get(&own).map_or(i32::MIN, |process| process.group);
         let marks: Vec<_> = runs().0.iter().map(|id| mark_of(id)).collect();
         let is_another_runs = |pid| {
             let marks = marks.iter().filter(|mark| **mark != mark_of(&self.run_id));
@@ -245,7 +247,7 @@ mod tests {
         assert!(Process::parse("7 (x) Z 1 1").unwrap().is_dead);
         assert_eq!(Process::parse("7 (x)"), None);
         let own = Process::read(getpid().as_raw_pid()).unwrap();
-        assert_eq!(own.group, getpgrp().as_raw_pid());
+        assert_eq!(own.group, rustix::process::getpgrp().as_raw_pid());
     }
 
     #[test]

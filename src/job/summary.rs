@@ -12,7 +12,7 @@ use crate::metrics::{Presence, Sink, Snapshot, Verdict};
 use crate::pipe::ChannelSummary;
 
 /// What became of one channel.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct ChannelReport {
     /// Its name.
@@ -92,6 +92,8 @@ pub struct CheckpointReport {
     pub restored_files: u64,
     /// Their bytes.
     pub restored_bytes: u64,
+    /// Files of S3 that were here already.
+    pub kept_files: u64,
     /// Uploads, a file that changed twice counting twice.
     pub uploaded_files: u64,
     /// Their bytes.
@@ -100,6 +102,11 @@ pub struct CheckpointReport {
     pub deleted_files: u64,
     /// Uploads given up because the file changed meanwhile; they are made good later.
     pub changed_meanwhile: u64,
+    /// Files that are not in S3 because there was no more time.
+    pub missing_files: Vec<String>,
+    /// Files that were left out because they were changed so shortly before the trainer was killed, or died, that they
+    /// may be half written.
+    pub unsettled_files: Vec<String>,
     /// How long the last sync took, after the trainer's end, seconds.
     pub last_sync_seconds: f64,
 }

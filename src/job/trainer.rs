@@ -5,20 +5,35 @@
 )]
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use super::TrainerOutput;
 use super::strays::{self, Brood};
 use crate::error::{Error, Result};
+
+mod heard;
+
+use heard::Ears;
 
 /// What shells say of a command that is not there, and of one that cannot be run.
 pub const NOT_FOUND: u8 = 127;
 /// See [`NOT_FOUND`].
 pub const NOT_EXECUTABLE: u8 = 126;
+
+/// What is started.
+#[derive(Debug)]
+pub(super) struct What<'a> {
+    pub(super) command: &'a [OsString],
+    pub(super) variables: &'a BTreeMap<String, String>,
+    pub(super) run_id: &'a str,
+    pub(super) output: &'a TrainerOutput,
+}
 
 /// A running trainer. Dropping it kills it, and all that it has started.
 #[derive(Debug)]
@@ -26,30 +41,32 @@ pub(super) struct Trainer {
     pid: Pid,
     brood: Brood,
     terminal: Option<Foreground>,
+    ears: Ears,
     /// Its number may be somebody else's since.
     is_reaped: bool,
 }
 
 impl Trainer {
-    /// Starts it. Standard input, output and error are ours.
+    /// Starts it. Standard input is ours.
     ///
     /// The calling thread must live as long as the trainer should: the kernel watches the thread, not the process.
     pub(super) fn start(
-        command: &[OsString],
-        variables: &BTreeMap<String, String>,
-        run_id: &str,
+        what: &What<'_>,
         on_end: impl FnOnce(ExitStatus) + Send + 'static,
     ) -> Result<Self> {
-        let (program, arguments) = command
+        let run_id = what.run_id;
+        let (program, arguments) = what
+            .command
             .split_first()
             .ok_or_else(|| Error::config("COMMAND", "none is given: put it behind --"))?;
         let terminal = Foreground::of_ours();
         let mut command = Command::new(program);
         command
             .args(arguments)
-            .envs(variables)
+            .envs(what.variables)
             .env(strays::MARK, run_id)
             .process_group(0);
+        heard::direct(&mut command, what.output)?;
         let mut brood = Brood::new(run_id);
         let (parent, is_foreground) = (std::process::id(), terminal.is_some());
         // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls are allowed:
@@ -60,12 +77,14 @@ impl Trainer {
             .map_err(|error| Error::io(std::path::PathBuf::from(program), error))?;
         let pid = Pid::from_child(&child);
         brood.started(pid);
-        let trainer = Self {
+        let mut trainer = Self {
             pid,
             brood,
             terminal,
+            ears: Ears::default(),
             is_reaped: false,
         };
+        trainer.ears = heard::listen(&mut child, what.output)?;
         let waiter = std::thread::Builder::new().name("trainer".into());
         waiter
             .spawn(move || {
@@ -103,7 +122,10 @@ impl Trainer {
         // The group's number is not given away while a member lives; without members this hits nobody.
         let _ = kill_process_group(self.pid, Signal::KILL);
         drop(self.terminal.take());
-        self.brood.kill()
+        let strays = self.brood.kill();
+        // Nobody of its own holds the other ends any more.
+        self.ears.end();
+        strays
     }
 }
 
@@ -122,6 +144,49 @@ pub(super) fn code_of(status: ExitStatus) -> u8 {
         .code()
         .or_else(|| status.signal().map(|number| 128 + number));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// Whether the command is there, as far as that can be told before there are channels, which may bring it.
+pub(super) fn check(command: &[OsString], path: &OsStr, base: &Path) -> Result<()> {
+    let Some(program) = command.first().map(Path::new) else {
+        return Ok(());
+    };
+    let is_there = if program.components().count() > 1 {
+        let is_brought = program.is_relative()
+            || program.starts_with(base)
+            || program.starts_with(super::spec::PLATFORM_BASE);
+        is_brought || program.exists()
+    } else {
+        std::env::split_paths(path).any(|directory| directory.join(program).exists())
+    };
+    let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    match is_there {
+        true => Ok(()),
+        false => Err(Error::io(program, missing())),
+    }
+}
+
+/// Whether this process was told to ignore a signal.
+pub(super) fn is_ignored(number: i32) -> bool {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: asks only: no new action is given, and `now` is as large as what is written there.
+    let asked = unsafe { libc::sigaction(number, std::ptr::null(), now.as_mut_ptr()) };
+    // SAFETY: zeros are a valid action, and so is what the call has written.
+    asked == 0 && unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+/// Whether it was cut off in what it was doing: by a signal, or, as a shell tells it of its child, by one that nobody
+/// can do anything about.
+pub(super) fn is_violent(status: ExitStatus) -> bool {
+    const OF_A_CHILD: [i32; 5] = [
+        libc::SIGKILL,
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGABRT,
+        libc::SIGILL,
+    ];
+    let of_a_child = |code: i32| OF_A_CHILD.contains(&(code - 128));
+    status.signal().is_some() || status.code().is_some_and(of_a_child)
 }
 
 /// Runs in the child.
@@ -156,10 +221,11 @@ impl Foreground {
         if !std::io::stdin().is_terminal() {
             return None;
         }
-        let group = rustix::process::getpgrp();
-        // SAFETY: takes a number and touches no memory.
-        let holder = unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) };
-        (holder == group.as_raw_nonzero().get()).then_some(Self { group })
+        // SAFETY: both take numbers at most and touch no memory.
+        let (group, holder) = unsafe { (libc::getpgrp(), libc::tcgetpgrp(libc::STDIN_FILENO)) };
+        // A group outside of our container has no number here, and is 0.
+        let group = Pid::from_raw(group).filter(|_| group == holder)?;
+        Some(Self { group })
     }
 }
 
@@ -193,5 +259,20 @@ mod tests {
         assert_eq!(code_of(ExitStatus::from_raw(0)), 0);
         assert_eq!(code_of(ExitStatus::from_raw(7 << 8)), 7);
         assert_eq!(code_of(ExitStatus::from_raw(9)), 137);
+    }
+
+    #[test]
+    fn what_was_cut_off_is_told_from_what_ended() {
+        for (raw, is_cut_off) in [
+            (0, false),
+            (1 << 8, false),
+            (9, true),
+            (15, true),
+            (137 << 8, true),
+            (139 << 8, true),
+            (143 << 8, false),
+        ] {
+            assert_eq!(is_violent(ExitStatus::from_raw(raw)), is_cut_off, "{raw:x}");
+        }
     }
 }

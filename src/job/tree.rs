@@ -4,6 +4,7 @@
 //! makes it, and holds a lock on that file. The kernel drops the lock however the process ends; so whoever finds the
 //! file unlocked finds in it what is left to take away.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -13,11 +14,13 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::documents::Documents;
+use super::file_list::FileList;
 use super::marks::{Marks, Owner};
 use super::spec::mode_of;
 use super::strays;
+use crate::download::local_name;
 use crate::error::{Error, Result};
-use crate::input::{Channel, InputMode, Shard};
+use crate::input::{Channel, InputMode, Listed, Shard};
 use crate::pipe::ChannelName;
 
 /// The record of the run that owns the tree.
@@ -43,15 +46,19 @@ pub(super) struct Tree {
     base: PathBuf,
     record: RunRecord,
     file: File,
+    /// Something is left that the next run must know of.
+    is_dirty: bool,
 }
 
 impl Tree {
     /// Takes the tree, or says who has it; what a killed run left is taken away.
-    pub(super) fn claim(base: &Path, record: RunRecord) -> Result<Self> {
+    pub(super) fn claim(base: &Path, record: impl FnOnce(&Path) -> RunRecord) -> Result<Self> {
         make(base)?;
         let base = base
             .canonicalize()
             .map_err(|error| Error::io(base, error))?;
+        // Absolute, as the kernel tells mounts, wherever the next run is started.
+        let record = record(&base);
         let path = base.join(RUN_FILE);
         let failed = |error| Error::io(&path, error);
         let mut file = loop {
@@ -62,8 +69,12 @@ impl Tree {
                 .truncate(false)
                 .open(&path)
                 .map_err(failed)?;
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                return Err(taken(&base, file));
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(taken(&base, file)),
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "this file system has no locks: two runs at once would not notice");
+                }
             }
             // Its owner removed it between our open and our lock.
             if is_at(&file, &path) {
@@ -72,7 +83,12 @@ impl Tree {
         };
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed)?;
-        let mut tree = Self { base, record, file };
+        let mut tree = Self {
+            base,
+            record,
+            file,
+            is_dirty: false,
+        };
         if let Ok(left) = serde_json::from_str::<RunRecord>(&text) {
             tracing::info!(pid = left.pid, "cleaning up after a run that was killed");
             strays::kill(&left.run_id);
@@ -152,6 +168,29 @@ impl Tree {
         Ok(directory)
     }
 
+    /// Takes away what earlier runs have downloaded for the channel and is none of its data any more; what somebody else has
+    /// put there (a trainer's cache) stays. Writes down what is about to be downloaded, so that the next run can tell.
+    pub(super) fn forget_files(
+        &self,
+        channel: &str,
+        directory: &Path,
+        listed: &Listed,
+    ) -> Result<()> {
+        let list = FileList::of(&self.base, channel);
+        let names: Result<BTreeSet<PathBuf>> = listed
+            .iter()
+            .map(|meta| local_name(listed.root(), &meta.id.uri))
+            .collect();
+        let (names, before) = (names?, list.read());
+        // Before anything goes, or is there.
+        list.write(names.iter().chain(before.difference(&names)))?;
+        for gone in before.difference(&names) {
+            remove_file(&directory.join(gone))?;
+            remove_empty(directory, gone);
+        }
+        list.write(names.iter())
+    }
+
     pub(super) fn base(&self) -> &Path {
         &self.base
     }
@@ -196,21 +235,38 @@ impl Tree {
     }
 
     /// The end: everything of this run's goes, but for the status files of epochs that failed.
-    pub(super) fn give_back(self, keep_status: bool) {
+    pub(super) fn give_back(mut self, keep_status: bool) {
         let mut record = self.record.clone();
         if keep_status {
             record.pipes.clear();
         }
         if let Err(error) = self.sweep(&record) {
-            tracing::warn!(%error, "cleaning up failed");
+            tracing::warn!(%error, "cleaning up failed: the next run here tries again");
+            self.is_dirty = true;
         }
     }
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
+        if self.is_dirty {
+            return;
+        }
         // Still locked here: the descriptor closes after this.
         let _ = fs::remove_file(self.base.join(RUN_FILE));
+    }
+}
+
+/// Directories that have nothing in them any more, from the inside.
+fn remove_empty(directory: &Path, of: &Path) {
+    for inner in of
+        .ancestors()
+        .skip(1)
+        .filter(|inner| !inner.as_os_str().is_empty())
+    {
+        if fs::remove_dir(directory.join(inner)).is_err() {
+            return;
+        }
     }
 }
 
@@ -300,10 +356,7 @@ pub(super) fn record(run_id: String, base: &Path, channels: &[Channel]) -> RunRe
             .iter()
             .filter(move |channel| mode_of(channel) == mode)
     };
-    let data = base
-        .canonicalize()
-        .unwrap_or_else(|_| base.to_owned())
-        .join("input/data");
+    let data = base.join("input/data");
     RunRecord {
         run_id,
         pid: std::process::id(),
@@ -323,7 +376,7 @@ mod tests {
 
     fn claimed(base: &Path) -> Result<Tree> {
         let channels = ["train=s3://b/,mode=pipe".parse().unwrap()];
-        Tree::claim(base, record("id".into(), base, &channels))
+        Tree::claim(base, |base| record("id".into(), base, &channels))
     }
 
     fn documents() -> Documents {

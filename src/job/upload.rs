@@ -1,15 +1,18 @@
 //! A stream of bytes becomes an object, which is there whole or not at all.
 //!
 //! A thread of the blocking pool reads pieces; a small object goes up in one request, a larger one in parts, several at a
-//! time. Before it is completed, `check` has the last word: a file that changed while it was read is given up.
+//! time. Before it is completed, `check` has the last word: a file that changed while it was read is given up. So is one
+//! whose time is over: what S3 had before stays.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
+use super::cutoff::Cutoff;
 use crate::client::S3Client;
 use crate::error::{Error, Result};
 use crate::object::ObjectUri;
@@ -23,13 +26,26 @@ const PARTS_PER_SIZE: usize = 1_250;
 /// Bytes on their way at once: eight parts fill 2 Gb/s at S3's latency, beside the engine that feeds the trainer.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 
+/// How long the parts of an upload that is cut off are waited for to go; the bucket's lifecycle rule is patient.
+const ABORT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What became of an upload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Uploaded {
-    /// The object is there, with so many bytes.
-    Whole(u64),
+    /// The object is there.
+    Whole(Whole),
     /// `check` said no: nothing was changed.
     GivenUp,
+    /// There was no more time. Nothing was changed, or the object is there and the answer came too late.
+    CutOff,
+}
+
+/// An object that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Whole {
+    pub(super) bytes: u64,
+    /// If the server tells it.
+    pub(super) etag: Option<String>,
 }
 
 /// The size of part `index`, from 0.
@@ -47,37 +63,52 @@ pub(super) async fn upload(
     client: &S3Client,
     uri: &ObjectUri,
     source: impl Read + Send + 'static,
+    cutoff: &Cutoff,
     check: impl FnOnce() -> bool,
 ) -> Result<Uploaded> {
     let mut pieces = read_ahead(source);
     let failed = |error| Error::io(format!("what is uploaded to {uri}"), error);
-    let first = next(&mut pieces).await.map_err(failed)?.unwrap_or_default();
+    let Some(first) = cutoff.or_over(next(&mut pieces)).await else {
+        return Ok(Uploaded::CutOff);
+    };
+    let first = first.map_err(failed)?.unwrap_or_default();
     if first.len() < part_bytes(0) {
         if !check() {
             return Ok(Uploaded::GivenUp);
         }
-        let size = first.len() as u64;
-        client.put(uri, first).await?;
-        return Ok(Uploaded::Whole(size));
+        let bytes = first.len() as u64;
+        let put = cutoff.or_over(client.put(uri, first)).await;
+        return put.map_or(Ok(Uploaded::CutOff), |put| {
+            put.map(|etag| Uploaded::Whole(Whole { bytes, etag }))
+        });
     }
-    let upload = client.start_upload(uri).await?;
-    let sent = send_parts(&upload, first, &mut pieces).await;
-    let outcome = match sent {
-        Ok((parts, size)) => match check() {
-            true => upload
-                .complete(parts, size)
-                .await
-                .map(|()| Uploaded::Whole(size)),
-            false => Ok(Uploaded::GivenUp),
-        },
-        Err(error) => Err(error),
+    let Some(upload) = cutoff.or_over(client.start_upload(uri)).await else {
+        return Ok(Uploaded::CutOff);
     };
-    if !matches!(outcome, Ok(Uploaded::Whole(_)))
-        && let Err(error) = upload.abort().await
-    {
-        tracing::debug!(%error, "an upload that was given up is left to the bucket's lifecycle rule");
+    let upload = upload?;
+    let sent = cutoff.or_over(send_all(&upload, first, &mut pieces, check));
+    let outcome = sent.await.unwrap_or(Ok(Uploaded::CutOff));
+    if !matches!(outcome, Ok(Uploaded::Whole(_))) {
+        let aborted = tokio::time::timeout(ABORT_PATIENCE, upload.abort()).await;
+        if !matches!(aborted, Ok(Ok(()))) {
+            tracing::debug!(%uri, "an upload that was given up is left to the bucket's lifecycle rule");
+        }
     }
     outcome
+}
+
+async fn send_all(
+    upload: &crate::client::Upload,
+    first: Bytes,
+    pieces: &mut mpsc::Receiver<io::Result<Bytes>>,
+    check: impl FnOnce() -> bool,
+) -> Result<Uploaded> {
+    let (parts, bytes) = send_parts(upload, first, pieces).await?;
+    if !check() {
+        return Ok(Uploaded::GivenUp);
+    }
+    let etag = upload.complete(parts, bytes).await?;
+    Ok(Uploaded::Whole(Whole { bytes, etag }))
 }
 
 async fn send_parts(

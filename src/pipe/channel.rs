@@ -341,9 +341,15 @@ impl ChannelWriter {
         };
         feed.fill(limit);
         let failure = feed.failure().cloned();
+        // A failure is told below, and is no beginning.
+        if !feed.wants_filling() && failure.is_none() && self.life.epoch() == 0 {
+            lock(&self.summary).begun = true;
+        }
         if feed.is_exhausted() {
             self.on(Event::Exhausted)?;
-        } else if let Some(error) = failure {
+        } else if let Some(error) = failure
+            && (self.shared.config.tell_unread || self.sink.is_some() || self.life.epoch() == 0)
+        {
             self.report(error);
         }
         Ok(())

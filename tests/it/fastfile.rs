@@ -764,7 +764,7 @@ fn real_programs_read_the_objects() {
     shell("stat -c '%w %s' $1/needle.txt && ls -laR $1 > /dev/null && df $1");
 }
 
-/// M22: checksums can't be required of a mount, which reads ranges: it says so and does not start.
+/// M23: checksums can't be required of a mount, which reads ranges: it says so and does not start.
 #[test]
 fn checksums_are_not_required_of_ranges() {
     let server = server(&[("d/a", b"alpha")]);

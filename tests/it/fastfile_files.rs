@@ -12,6 +12,7 @@ use standpipe::client::{MemoryClient, ObjectClient, S3Client, Transport, resilie
 use standpipe::error::Error;
 use standpipe::fastfile::FastFiles;
 use standpipe::fastfile::read::ReadConfig;
+use standpipe::prefetch::PrefetchConfig;
 use standpipe::runtime;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -267,7 +268,8 @@ fn on_server(server: &FakeS3, reads: ReadConfig, cache: Option<CacheConfig>) -> 
     let s3 = runtime::handle()
         .block_on(S3Client::connect(config, Arc::default()))
         .unwrap();
-    let client: Arc<dyn ObjectClient> = resilient(Arc::new(s3), 28, &Arc::default());
+    let most = reads.most_requests();
+    let client: Arc<dyn ObjectClient> = resilient(Arc::new(s3), most, &Arc::default());
     let files = FastFiles::builder("s3://b/d/".parse().unwrap())
         .client(client)
         .reads(reads);
@@ -339,6 +341,33 @@ fn a_walk_is_looked_ahead_of() {
     }
 }
 
+/// M20: small files fly in larger numbers than parts do, and never in larger ones than they may.
+#[test]
+fn small_files_fly_in_larger_numbers() {
+    for (told, least, most) in [(None, 40, 96), (Some(5), 4, 5)] {
+        let server = folder();
+        server.set_shape(Shape {
+            latency: Latency::fixed(Duration::from_millis(50)),
+            ..Shape::default()
+        });
+        let engine = PrefetchConfig::fitting(None, None, told);
+        let files = on_server(&server, ReadConfig::of(&engine), None);
+        std::thread::scope(|scope| {
+            for reader in 0..4 {
+                let files = &files;
+                let mine = (reader..FILES / 2).step_by(4);
+                scope.spawn(move || mine.for_each(|at| read_and_compare(files, at)));
+            }
+        });
+        let peak = server.stats().in_flight_peak;
+        // A listing has no part in the limit.
+        assert!(
+            (least..=most + 1).contains(&peak),
+            "{peak} at once, told {told:?}"
+        );
+    }
+}
+
 /// M20: files that are read in random order are not.
 #[test]
 fn random_reads_are_not_looked_ahead_of() {
@@ -385,4 +414,59 @@ fn what_is_told_is_looked_ahead_of() {
         "{held} bytes for files that nobody has read"
     );
     assert!(files.prefetch(["none"]).is_err());
+}
+
+/// Reads a little of so many blocks of an object, in random order, by eight readers.
+fn read_at_random(files: &FastFiles, bytes: &[u8], reads: usize) {
+    let mut order: Vec<usize> = (0..bytes.len() / (64 << 10)).collect();
+    fastrand::Rng::with_seed(9).shuffle(&mut order);
+    order.truncate(reads);
+    std::thread::scope(|scope| {
+        for reader in 0..8 {
+            let mine: Vec<_> = order.iter().skip(reader).step_by(8).copied().collect();
+            scope.spawn(move || {
+                let file = files.open_file("big").unwrap();
+                let mut some = vec![0; 10_000];
+                for block in mine {
+                    let at = block * (64 << 10) + 777;
+                    let n = file.read_at(&mut some, at as u64).unwrap();
+                    assert!(some[..n] == bytes[at..at + n], "{at}");
+                }
+            });
+        }
+    });
+}
+
+/// M22: of a large file that is read at random all over, the rest is fetched in full parts, each byte once; one that is read
+/// here and there is not.
+#[test]
+fn a_file_that_is_read_at_random_is_filled() {
+    const BLOCKS: usize = 400;
+    let bytes = content(3, BLOCKS * (64 << 10));
+    let server = FakeS3::start().unwrap();
+    server.put("b", "d/big", &bytes);
+    server.set_shape(Shape {
+        latency: Latency::fixed(Duration::from_millis(5)),
+        ..Shape::default()
+    });
+    let sent = |fills: bool, blocks: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = reads();
+        config.fills = fills;
+        let files = on_server(&server, config, Some(cache(dir.path())));
+        let before = server.stats();
+        read_at_random(&files, &bytes, blocks);
+        assert!(files.cache().unwrap().flush(Duration::from_secs(60)));
+        let after = server.stats();
+        let share = (after.bytes_sent - before.bytes_sent) as f64 / bytes.len() as f64;
+        (share, after.requests - before.requests)
+    };
+    let (share, requests) = sent(true, BLOCKS);
+    assert!(share < 1.2, "{share} of the bytes");
+    assert!(requests < BLOCKS as u64 / 2, "{requests} requests");
+    let (share, requests) = sent(false, BLOCKS);
+    assert!(share < 1.2, "{share} of the bytes, not filled");
+    assert!(requests >= BLOCKS as u64, "{requests} requests, not filled");
+    let (share, _) = sent(true, BLOCKS / 20);
+    assert!(share < 0.06, "{share} of the bytes for a twentieth of them");
 }

@@ -14,6 +14,9 @@ use tempfile::TempDir;
 use crate::cli::{code, command, ended, server, signal, text, wait_for};
 
 mod checkpoint;
+mod ending;
+mod files;
+mod resume;
 
 /// A directory that is `/opt/ml` to a trainer, and a server.
 pub(crate) struct Host {
@@ -83,7 +86,10 @@ impl Host {
                 let entry = entry.unwrap();
                 let name = entry.file_name().into_string().unwrap();
                 let is_fifo = entry.file_type().unwrap().is_fifo();
-                if is_fifo || (name.starts_with(".standpipe") && name != ".standpipe-files.json") {
+                // What a later run goes on with.
+                let is_mark = [".standpipe-files", ".standpipe-stored.json"];
+                let is_mark = is_mark.iter().any(|mark| name.starts_with(mark));
+                if is_fifo || (name.starts_with(".standpipe") && !is_mark) {
                     left.push(name);
                 }
             }

@@ -1,5 +1,6 @@
 //! One test binary: a crate of its own per file would link the SDK once each.
 
+mod bare_root;
 mod cache;
 mod cache_hosts;
 mod cache_policy;

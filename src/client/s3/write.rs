@@ -51,8 +51,8 @@ fn sdk_override() -> aws_sdk_s3::config::Builder {
 }
 
 impl S3Client {
-    /// Writes an object in one request, in place of one of its name.
-    pub async fn put(&self, uri: &ObjectUri, bytes: Bytes) -> Result<()> {
+    /// Writes an object in one request, in place of one of its name. Gives its ETag, if the server tells it.
+    pub async fn put(&self, uri: &ObjectUri, bytes: Bytes) -> Result<Option<String>> {
         self.writing(uri, move |bucket| {
             let key = self.shared.config.sse_c.as_ref();
             bucket
@@ -70,7 +70,7 @@ impl S3Client {
                 .send()
         })
         .await
-        .map(drop)
+        .map(|output| output.e_tag().map(str::to_owned))
     }
 
     /// Takes an object away. One that is not there is as good as deleted.
@@ -201,8 +201,13 @@ impl Upload {
         })
     }
 
-    /// Makes the object of its parts, `size_bytes` together: now everybody sees it, in place of what was there.
-    pub async fn complete(&self, mut parts: Vec<UploadedPart>, size_bytes: u64) -> Result<()> {
+    /// Makes the object of its parts, `size_bytes` together: now everybody sees it, in place of what was there. Gives its
+    /// ETag, if the server tells it.
+    pub async fn complete(
+        &self,
+        mut parts: Vec<UploadedPart>,
+        size_bytes: u64,
+    ) -> Result<Option<String>> {
         parts.sort_by_key(|part| part.number);
         let parts = parts.into_iter().map(|part| {
             let listed = CompletedPart::builder().part_number(part.number);
@@ -228,10 +233,12 @@ impl Upload {
             })
             .await;
         match completed {
-            Ok(_) => Ok(()),
+            Ok(output) => Ok(output.e_tag().map(str::to_owned)),
             // An attempt whose answer was lost may have done it: then the upload is gone and the object is there.
             Err(error @ Error::NotFound { .. }) => match client.head(uri).await {
-                Ok(meta) if meta.size_bytes == size_bytes => Ok(()),
+                Ok(meta) if meta.size_bytes == size_bytes => {
+                    Ok(meta.id.etag.as_deref().map(str::to_owned))
+                }
                 _ => Err(error),
             },
             Err(error) => Err(error),

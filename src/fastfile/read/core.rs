@@ -506,6 +506,12 @@ impl Core {
 
     /// The part that a handle's window has room for.
     fn ahead(&mut self, id: HandleId) -> Option<ByteRange> {
+        // Most of what is open is small, and to share is to count all of it.
+        let handle = self.handles.get(&id)?;
+        let size = self.files.get(&handle.file)?.size;
+        if handle.detector.window_bytes == 0 || size <= self.config.part_bytes {
+            return None;
+        }
         let share_bytes = self.share_bytes();
         let handle = self.handles.get_mut(&id)?;
         let file = self.files.get(&handle.file)?;
@@ -546,7 +552,10 @@ impl Core {
         if !self.config.has_slot(self.in_flight, self.in_flight_bytes) {
             return None;
         }
-        self.serve_hint().or_else(|| self.serve_window())
+        let hint = self.serve_hint();
+        // A window is of a file that is not small, whatever its next part is.
+        let has_slot = self.in_flight < self.config.concurrency;
+        hint.or_else(|| has_slot.then(|| self.serve_window()).flatten())
     }
 
     fn part(&self, file: FileId, start: u64, serial: u64) -> Option<&Part> {

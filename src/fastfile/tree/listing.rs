@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{Found, Ino, RESERVED, Step, Tree};
 use crate::client::{Depth, ListEntry, ObjectClient};
 use crate::error::{Answer, Error, Result};
-use crate::input::{Objects, every_object};
+use crate::input::{Objects, Shard, every_object};
 use crate::object::{ObjectMeta, ObjectUri, Scheme};
 use crate::runtime;
 
@@ -115,6 +115,15 @@ struct Progress {
 impl Namespace {
     /// Starts the listing and waits for its first objects, so that a wrong URI is told at once.
     pub async fn start(client: &Arc<dyn ObjectClient>, root: Root) -> Result<Arc<Self>> {
+        Self::start_share(client, root, Shard::WHOLE).await
+    }
+
+    /// The same of a host's share: of the objects in the order of the listing every `count`-th. It may be empty.
+    pub async fn start_share(
+        client: &Arc<dyn ObjectClient>,
+        root: Root,
+        shard: Shard,
+    ) -> Result<Arc<Self>> {
         let (uri, mut objects) = root.parts(client);
         let first = objects.next().await.transpose()?;
         let first = first.ok_or_else(|| not_found(&uri))?;
@@ -122,7 +131,15 @@ impl Namespace {
             tree: RwLock::new(Tree::new(uri, SystemTime::now())),
             progress: watch::Sender::default(),
         });
-        let objects = stream::iter([Ok(first)]).chain(objects);
+        let mut place = 0..;
+        let objects = stream::iter([Ok(first)])
+            .chain(objects)
+            .try_filter(move |meta| {
+                // Markers of folders are none of the data, and the share of nobody.
+                let is_marker = meta.size_bytes == 0 && meta.id.uri.key().ends_with('/');
+                let is_mine = !is_marker && place.next().is_some_and(|place| shard.has(place));
+                std::future::ready(is_mine || (is_marker && shard == Shard::WHOLE))
+            });
         runtime::handle().spawn(list(Lister(namespace.clone()), objects.boxed()));
         namespace.changed_since(0).await?;
         Ok(namespace)

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::Means;
 use super::super::summary::ChannelReport;
+use super::Stage;
 use crate::error::{Error, Result};
 use crate::fastfile::FastFiles;
 use crate::fastfile::fuse::{Mount, MountOptions};
 use crate::fastfile::read::ReadConfig;
-use crate::input::Channel;
+use crate::input::{Channel, Shard};
 use crate::metrics::Metrics;
 
 /// A mounted channel. Dropping it takes the mount away, and the directory that was made for it.
@@ -31,7 +31,14 @@ pub(super) struct Counters {
 }
 
 impl Mounted {
-    pub(super) fn start(means: &Means, channel: &Channel, directory: PathBuf) -> Result<Self> {
+    /// Mounts a host's share of a channel.
+    pub(super) fn start(
+        stage: &Stage<'_>,
+        channel: &Channel,
+        share: Shard,
+        directory: PathBuf,
+    ) -> Result<Self> {
+        let means = stage.means;
         let uri = channel.source.lone_uri().ok_or_else(|| {
             Error::unusable(
                 format!("channel {}: S3Uri", channel.name),
@@ -44,11 +51,12 @@ impl Mounted {
         let mut files = FastFiles::builder(uri)
             .client(means.client.clone())
             .reads(reads)
+            .shard(share)
             .metrics(metrics.clone());
         if let Some(cache) = &means.cache {
             files = files.cache(cache.clone());
         }
-        let files = files.open()?;
+        let files = stage.unless_stopped(files.open_async())?;
         std::fs::create_dir_all(&directory).map_err(|error| Error::io(&directory, error))?;
         let (names, source) = (files.namespace().clone(), files.source().clone());
         let options = MountOptions::default();

@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::download::is_temporary;
+use crate::error::Error;
 
 /// Names of files that are being written by us; they are nobody's checkpoint.
 pub(super) const DRAFT_SUFFIX: &str = ".standpipe-tmp";
@@ -31,37 +32,82 @@ impl Signature {
 /// Files by their path below the directory, with `/` between its parts.
 pub(in crate::job) type Scan = BTreeMap<String, Signature>;
 
-/// Looks at every file. Links to files count as files; links to directories are not followed, nor are FIFOs read.
-pub(super) fn scan(directory: &Path) -> Result<Scan> {
-    let mut found = Scan::new();
-    walk(directory, "", &mut found)?;
-    Ok(found)
+/// A look at a directory.
+#[derive(Debug, Default)]
+pub(in crate::job) struct Seen {
+    pub(in crate::job) files: Scan,
+    /// What could not be looked at, a directory with a `/` at its end, and why. It may be there.
+    pub(in crate::job) unknown: Vec<(String, Error)>,
+    /// Links that lead nowhere.
+    dangling: Vec<String>,
 }
 
-fn walk(directory: &Path, prefix: &str, found: &mut Scan) -> Result<()> {
-    let entries = match std::fs::read_dir(directory) {
-        // Deleted while we look.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(|error| Error::io(directory, error))?,
+impl Seen {
+    /// Whether a file that was not seen may be there all the same.
+    fn may_be_there(&self, path: &str) -> bool {
+        let covers = |(unknown, _): &(String, Error)| match unknown.as_str() {
+            "" => true,
+            directory if directory.ends_with('/') => path.starts_with(directory),
+            file => path == file,
+        };
+        self.unknown.iter().any(covers) || self.dangling.iter().any(|link| link == path)
+    }
+}
+
+/// Of the root of a file system, and nobody's checkpoint.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Looks at every file. Links to files count as files; links to directories are not followed, nor are FIFOs read.
+pub(super) fn scan(directory: &Path) -> Seen {
+    let mut seen = Seen::default();
+    walk(directory, "", &mut seen);
+    seen
+}
+
+fn walk(directory: &Path, prefix: &str, seen: &mut Seen) {
+    let mut unknown = |error| {
+        seen.unknown
+            .push((prefix.to_owned(), Error::io(directory, error)));
     };
-    for entry in entries.flatten() {
+    let entries = match std::fs::read_dir(directory) {
+        // Deleted while we look; of a directory that is gone as a whole nobody meant each file.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !prefix.is_empty() => return,
+        Err(error) => return unknown(error),
+        Ok(entries) => entries,
+    };
+    let (found, failed): (Vec<_>, Vec<_>) = entries.partition(|entry| entry.is_ok());
+    failed
+        .into_iter()
+        .filter_map(Result::err)
+        .for_each(&mut unknown);
+    for entry in found.into_iter().flatten() {
         let Ok(name) = entry.file_name().into_string() else {
             tracing::warn!(path = %entry.path().display(), "not uploaded: its name is not UTF-8, as keys are");
             continue;
         };
         let path = format!("{prefix}{name}");
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&entry.path(), &format!("{path}/"), found)?;
+            if path != LOST_AND_FOUND {
+                walk(&entry.path(), &format!("{path}/"), seen);
+            }
             continue;
         }
-        if let Ok(meta) = std::fs::metadata(entry.path())
-            && meta.is_file()
-            && !name.ends_with(DRAFT_SUFFIX)
-        {
-            found.insert(path, Signature::of(&meta));
+        let is_ours = name.ends_with(DRAFT_SUFFIX) || is_temporary(&name);
+        match std::fs::metadata(entry.path()) {
+            Ok(meta) if meta.is_file() && !is_ours => {
+                seen.files.insert(path, Signature::of(&meta));
+            }
+            Ok(_) => {}
+            // Deleted meanwhile, or a link that leads nowhere: one that is about to lead to another file, maybe.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if std::fs::symlink_metadata(entry.path()).is_ok() {
+                    tracing::debug!(path, "a link that leads nowhere");
+                    seen.dangling.push(path);
+                }
+            }
+            Err(error) => seen.unknown.push((path, Error::io(entry.path(), error))),
         }
     }
-    Ok(())
 }
 
 /// What is known of a directory and its copy.
@@ -80,6 +126,8 @@ pub(super) struct Due {
     pub(super) upload: Vec<(String, Signature)>,
     /// To be deleted.
     pub(super) delete: Vec<String>,
+    /// To be uploaded later: they may change yet.
+    pub(super) unsettled: Vec<String>,
 }
 
 impl Ledger {
@@ -91,8 +139,16 @@ impl Ledger {
         }
     }
 
-    /// Takes note of what is there at `now`, and says what is due. With a `settle` of zero everything has settled.
-    pub(super) fn due(&mut self, scan: &Scan, now: Instant, settle: Duration) -> Due {
+    /// Takes note of what is there at `now`, and says what is due. With a `settle` of zero everything has settled, and so has
+    /// a file that was written before `settled_before_ns`.
+    pub(super) fn due(
+        &mut self,
+        seen: &Seen,
+        now: Instant,
+        settle: Duration,
+        settled_before_ns: i128,
+    ) -> Due {
+        let (whole, scan) = (seen, &seen.files);
         self.seen.retain(|path, _| scan.contains_key(path));
         let mut due = Due::default();
         let mut unsettled: Option<i128> = None;
@@ -101,23 +157,37 @@ impl Ledger {
             if seen.0 != *signature {
                 *seen = (*signature, now);
             }
-            let has_settled = now.saturating_duration_since(seen.1) >= settle;
+            let has_settled = now.saturating_duration_since(seen.1) >= settle
+                || signature.mtime_ns < settled_before_ns;
             if self.stored.get(path) == Some(signature) {
                 continue;
             }
             match has_settled {
                 true => due.upload.push((path.clone(), *signature)),
                 false => {
+                    due.unsettled.push(path.clone());
                     let mtime = signature.mtime_ns;
                     unsettled = Some(unsettled.map_or(mtime, |before| before.min(mtime)));
                 }
             }
         }
         // What is no older than a file that must wait may point to it.
-        due.upload
-            .retain(|(_, signature)| unsettled.is_none_or(|time| signature.mtime_ns < time));
+        let mut waits = |(path, signature): &(String, Signature)| {
+            let waits = unsettled.is_some_and(|time| signature.mtime_ns >= time);
+            if waits {
+                due.unsettled.push(path.clone());
+            }
+            waits
+        };
+        due.upload = std::mem::take(&mut due.upload)
+            .into_iter()
+            .filter(|file| !waits(file))
+            .collect();
         due.upload.sort_by_key(|(_, signature)| signature.mtime_ns);
-        let gone = self.stored.keys().filter(|path| !scan.contains_key(*path));
+        let gone = self
+            .stored
+            .keys()
+            .filter(|path| !scan.contains_key(path.as_str()) && !whole.may_be_there(path));
         due.delete.extend(gone.cloned());
         due
     }
@@ -125,6 +195,11 @@ impl Ledger {
     /// A file is in S3 as it was seen.
     pub(super) fn uploaded(&mut self, path: &str, signature: Signature) {
         self.stored.insert(path.to_owned(), signature);
+    }
+
+    /// What is in S3 and as it is here, or not here.
+    pub(super) fn is_stored(&self, path: &str, signature: Signature) -> bool {
+        self.stored.get(path) == Some(&signature)
     }
 
     /// An object is gone.
@@ -152,6 +227,22 @@ mod tests {
         owned.collect()
     }
 
+    fn seen(files: Scan) -> Seen {
+        Seen {
+            files,
+            ..Seen::default()
+        }
+    }
+
+    fn due(
+        ledger: &mut Ledger,
+        files: &[(&str, Signature)],
+        now: Instant,
+        settle: Duration,
+    ) -> Due {
+        ledger.due(&seen(scan_of(files)), now, settle, i128::MIN)
+    }
+
     fn paths(due: &Due) -> Vec<&str> {
         due.upload.iter().map(|(path, _)| path.as_str()).collect()
     }
@@ -162,7 +253,7 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut ledger = Ledger::new(scan_of(&[("old", file(1, 1))]));
         let mut look =
-            |files: &[(&str, Signature)], millis| ledger.due(&scan_of(files), at(millis), settle);
+            |files: &[(&str, Signature)], millis| due(&mut ledger, files, at(millis), settle);
         let old = ("old", file(1, 1));
         assert_eq!(paths(&look(&[old, ("a", file(5, 9))], 0)), [""; 0]);
         // It still grows.
@@ -171,7 +262,12 @@ mod tests {
         assert_eq!(paths(&look(&[old, ("a", file(6, 10))], 3900)), ["a"]);
         ledger.uploaded("a", file(6, 10));
         assert_eq!(
-            paths(&ledger.due(&scan_of(&[old, ("a", file(6, 10))]), at(9000), settle)),
+            paths(&due(
+                &mut ledger,
+                &[old, ("a", file(6, 10))],
+                at(9000),
+                settle
+            )),
             [""; 0]
         );
         // A rename over it: another inode, although size and time agree.
@@ -179,9 +275,9 @@ mod tests {
             inode: 2,
             ..file(6, 10)
         };
-        let due = ledger.due(&scan_of(&[("a", renamed)]), at(9000), Duration::ZERO);
+        let last = due(&mut ledger, &[("a", renamed)], at(9000), Duration::ZERO);
         assert_eq!(
-            (paths(&due), due.delete.clone()),
+            (paths(&last), last.delete.clone()),
             (vec!["a"], vec!["old".to_owned()])
         );
     }
@@ -193,15 +289,12 @@ mod tests {
         let mut ledger = Ledger::default();
         let pointer = ("latest", file(1, 30));
         let old = ("step-1", file(1, 10));
-        ledger.due(&scan_of(&[pointer, old]), at(0), settle);
+        due(&mut ledger, &[pointer, old], at(0), settle);
         // Moved here with its time.
         let all = [pointer, old, ("step-2", file(9, 20))];
-        assert_eq!(
-            paths(&ledger.due(&scan_of(&all), at(3), settle)),
-            ["step-1"]
-        );
-        let due = ledger.due(&scan_of(&all), at(5), settle);
-        assert_eq!(paths(&due), ["step-1", "step-2", "latest"]);
+        assert_eq!(paths(&due(&mut ledger, &all, at(3), settle)), ["step-1"]);
+        let last = due(&mut ledger, &all, at(5), settle);
+        assert_eq!(paths(&last), ["step-1", "step-2", "latest"]);
     }
 
     #[test]
@@ -212,8 +305,8 @@ mod tests {
             ("step-1", file(9, 10)),
             ("step-2", file(9, 20)),
         ];
-        let due = ledger.due(&scan_of(&files), Instant::now(), Duration::ZERO);
-        assert_eq!(paths(&due), ["step-1", "step-2", "latest"]);
+        let last = due(&mut ledger, &files, Instant::now(), Duration::ZERO);
+        assert_eq!(paths(&last), ["step-1", "step-2", "latest"]);
     }
 
     proptest! {
@@ -231,21 +324,21 @@ mod tests {
             for files in looks {
                 last = files.into_iter().map(|(path, (bytes, time))| (path, file(bytes, time))).collect();
                 now += Duration::from_secs(1);
-                let due = ledger.due(&last, now, Duration::from_secs(2));
+                let due = ledger.due(&seen(last.clone()), now, Duration::from_secs(2), i128::MIN);
                 for (path, signature) in due.upload {
                     if luck.next() == Some(true) {
                         ledger.uploaded(&path, signature);
                     }
                 }
             }
-            let due = ledger.due(&last, now, Duration::ZERO);
+            let due = ledger.due(&seen(last.clone()), now, Duration::ZERO, i128::MIN);
             for (path, signature) in due.upload {
                 ledger.uploaded(&path, signature);
             }
             for path in due.delete {
                 ledger.deleted(&path);
             }
-            prop_assert_eq!(ledger.due(&last, now, Duration::ZERO), Due::default());
+            prop_assert_eq!(ledger.due(&seen(last.clone()), now, Duration::ZERO, i128::MIN), Due::default());
             prop_assert_eq!(&ledger.stored, &last);
         }
     }
@@ -260,8 +353,49 @@ mod tests {
         std::os::unix::fs::symlink("sub/weights", at("latest")).unwrap();
         std::os::unix::fs::symlink("sub", at("loop")).unwrap();
         std::os::unix::fs::symlink("nowhere", at("broken")).unwrap();
-        let found: Vec<_> = scan(dir.path()).unwrap().into_keys().collect();
+        std::fs::write(at(".standpipe-0123456789abcdef.part"), "half").unwrap();
+        std::fs::create_dir(at(LOST_AND_FOUND)).unwrap();
+        std::fs::write(at("lost+found/x"), "").unwrap();
+        let seen = scan(dir.path());
+        assert!(seen.unknown.is_empty());
+        let found: Vec<_> = seen.files.into_keys().collect();
         assert_eq!(found, ["latest", "sub/weights"]);
-        assert!(scan(&at("absent")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_not_gone() {
+        let stored = scan_of(&[("a", file(1, 1)), ("b/c", file(1, 1)), ("link", file(1, 1))]);
+        let deletes = |seen: &Seen| {
+            let mut ledger = Ledger::new(stored.clone());
+            ledger
+                .due(seen, Instant::now(), Duration::ZERO, i128::MIN)
+                .delete
+        };
+        assert_eq!(deletes(&Seen::default()), ["a", "b/c", "link"]);
+        let unknown = |path: &str| Seen {
+            unknown: vec![(path.into(), Error::Cancelled)],
+            ..Seen::default()
+        };
+        assert_eq!(deletes(&unknown("b/")), ["a", "link"]);
+        assert_eq!(deletes(&unknown("a")), ["b/c", "link"]);
+        // The root is gone, or unreadable: nobody has deleted each file.
+        let dir = tempfile::tempdir().unwrap();
+        let absent = scan(&dir.path().join("absent"));
+        assert_eq!((absent.unknown.len(), deletes(&absent)), (1, vec![]));
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        assert_eq!(deletes(&scan(dir.path())), ["a", "b/c"]);
+    }
+
+    #[test]
+    fn what_was_written_long_before_has_settled_although_nobody_has_looked() {
+        let (now, settle) = (Instant::now(), Duration::from_secs(2));
+        let files = scan_of(&[
+            ("old", file(1, 10)),
+            ("new", file(1, 20)),
+            ("newer", file(1, 30)),
+        ]);
+        let due = Ledger::default().due(&seen(files), now, settle, 20);
+        assert_eq!(paths(&due), ["old"]);
+        assert_eq!(due.unsettled, ["new", "newer"]);
     }
 }

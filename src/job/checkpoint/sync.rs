@@ -4,13 +4,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::CheckpointConfig;
-use super::changes::{Due, Ledger, Scan, Signature, scan};
+use super::changes::{Due, Ledger, Signature, scan};
+use super::restore::Restored;
+use super::stored::Stored;
 use crate::client::S3Client;
 use crate::error::{Error, Result};
 use crate::job::cursor::{self, Cursor, Notes};
+use crate::job::cutoff::Cutoff;
 use crate::job::summary::CheckpointReport;
 use crate::job::upload::{Uploaded, upload};
 use crate::object::ObjectUri;
@@ -22,11 +25,18 @@ pub(in crate::job) type Note = Box<dyn Fn(SystemTime) -> Cursor + Send>;
 /// How often the directory is looked at, at least: half the settle time finds a change within one and a half of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// How the last look is made.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::job) struct Ending {
+    /// When the trainer was killed, or died: what it was writing then is nobody's checkpoint. None if it ended by itself.
+    pub(in crate::job) died: Option<SystemTime>,
+}
+
 /// Keeps S3 like a directory until it is told to finish. Dropping it ends it without a last look.
 #[derive(Debug)]
 pub(in crate::job) struct Syncer {
     /// Dropped to end it; a message asks for the last look.
-    orders: Option<Sender<()>>,
+    orders: Option<Sender<Ending>>,
     thread: Option<JoinHandle<(CheckpointReport, Result<()>)>>,
 }
 
@@ -36,8 +46,9 @@ impl Syncer {
         client: S3Client,
         (prefix, directory): (ObjectUri, PathBuf),
         config: CheckpointConfig,
-        stored: Scan,
+        restored: Restored,
         note: Option<Note>,
+        cutoff: Cutoff,
     ) -> Result<Self> {
         let (sender, orders) = channel();
         let mut keeper = Keeper {
@@ -45,8 +56,15 @@ impl Syncer {
             prefix,
             directory,
             config,
-            ledger: Ledger::new(stored),
-            report: CheckpointReport::default(),
+            ledger: Ledger::new(restored.scan),
+            stored: restored.stored,
+            report: CheckpointReport {
+                restored_files: restored.files,
+                restored_bytes: restored.bytes,
+                kept_files: restored.kept_files,
+                ..CheckpointReport::default()
+            },
+            cutoff,
             note,
             notes: Notes::default(),
         };
@@ -62,10 +80,10 @@ impl Syncer {
         })
     }
 
-    /// The last look, when nobody writes any more: everything goes up, settled or not.
-    pub(in crate::job) fn finish(mut self) -> (CheckpointReport, Result<()>) {
+    /// The last look, when nobody writes any more: everything goes up, settled or not, unless the trainer died over it.
+    pub(in crate::job) fn finish(mut self, ending: Ending) -> (CheckpointReport, Result<()>) {
         if let Some(orders) = &self.orders {
-            let _ = orders.send(());
+            let _ = orders.send(ending);
         }
         let died = || Error::Internal {
             what: "the sync of checkpoints".into(),
@@ -87,6 +105,24 @@ impl Drop for Syncer {
     }
 }
 
+/// What became of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// It is in S3 as it was seen.
+    Stored,
+    /// It changed under the upload, which was given up.
+    Changed,
+    /// There was no more time.
+    CutOff,
+}
+
+/// What became of a look.
+struct Outcome {
+    result: Result<()>,
+    /// Whether anything in S3 has changed.
+    wrote: bool,
+}
+
 /// The thread's own.
 struct Keeper {
     client: S3Client,
@@ -94,62 +130,140 @@ struct Keeper {
     directory: PathBuf,
     config: CheckpointConfig,
     ledger: Ledger,
+    stored: Stored,
     report: CheckpointReport,
+    cutoff: Cutoff,
     note: Option<Note>,
     notes: Notes,
 }
 
 impl Keeper {
-    fn run(mut self, orders: &Receiver<()>) -> (CheckpointReport, Result<()>) {
+    fn run(mut self, orders: &Receiver<Ending>) -> (CheckpointReport, Result<()>) {
         let pause = (self.config.settle / 2).clamp(Duration::from_millis(20), LONGEST_PAUSE);
-        loop {
+        let ending = loop {
             match orders.recv_timeout(pause) {
                 Err(RecvTimeoutError::Timeout) => {
                     // It may go better the next time; the last look insists.
-                    if let Err(error) = self.look(self.config.settle) {
+                    if let Err(error) = self.look(self.config.settle, i128::MIN) {
                         tracing::warn!(%error, "checkpoints are not in S3 yet");
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return (self.report, Ok(())),
-                Ok(()) => break,
+                Ok(ending) => break ending,
             }
-        }
+        };
         let begun = Instant::now();
-        let result = self.look(Duration::ZERO);
+        let result = match ending.died.filter(|_| !self.config.upload_unsettled) {
+            None => self.look(Duration::ZERO, i128::MIN),
+            // How long it has been as it is, only its time tells: nobody looks at every moment.
+            Some(died) => {
+                let before = died.checked_sub(self.config.settle).unwrap_or(UNIX_EPOCH);
+                let before = before.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let before = i128::try_from(before.as_nanos()).unwrap_or(i128::MAX);
+                self.look(Duration::MAX, before)
+            }
+        };
         self.report.last_sync_seconds = begun.elapsed().as_secs_f64();
         (self.report, result)
     }
 
-    fn look(&mut self, settle: Duration) -> Result<()> {
+    fn look(&mut self, settle: Duration, settled_before_ns: i128) -> Result<()> {
         self.take_note();
-        let found = scan(&self.directory)?;
-        let Due { upload, delete } = self.ledger.due(&found, Instant::now(), settle);
+        let seen = scan(&self.directory);
+        let due = self
+            .ledger
+            .due(&seen, Instant::now(), settle, settled_before_ns);
+        let outcome = self.act(&due);
+        self.report.unsettled_files = due.unsettled;
+        if outcome.wrote {
+            self.stored.write();
+        }
+        outcome.result?;
+        // Nobody gets it into S3; all others went there. The last look makes a failure of it.
+        match seen.unknown.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn act(&mut self, due: &Due) -> Outcome {
+        let before = (self.report.uploaded_files, self.report.deleted_files);
+        let result = self
+            .upload_all(&due.upload)
+            .and_then(|()| self.delete_all(&due.delete));
+        let after = (self.report.uploaded_files, self.report.deleted_files);
+        Outcome {
+            result,
+            wrote: before != after,
+        }
+    }
+
+    fn upload_all(&mut self, due: &[(String, Signature)]) -> Result<()> {
         let (mut oldest, mut unreadable) = (None, None);
-        for (path, signature) in upload {
-            let file = match self.open(&path, signature) {
+        let mut cut_off = false;
+        for (path, signature) in due {
+            let file = match self.open(path, *signature) {
                 Ok(Some(file)) => file,
                 Ok(None) => continue,
-                // Nobody gets it into S3; all others go there. The last look makes a failure of it.
+                // As with what could not be looked at.
                 Err(error) => {
                     unreadable.get_or_insert(error);
                     continue;
                 }
             };
             // In their order: what comes after a failure may point to what failed.
-            let is_stored = self.upload(&path, signature, file)?;
-            if is_stored && !cursor::is_ours(&path) {
-                oldest.get_or_insert(signature.mtime_ns);
+            match self.upload(path, *signature, file)? {
+                Sent::Stored if !cursor::is_ours(path) => {
+                    oldest.get_or_insert(signature.mtime_ns);
+                }
+                Sent::Stored | Sent::Changed => {}
+                Sent::CutOff => {
+                    cut_off = true;
+                    break;
+                }
             }
         }
-        if let Some(mtime_ns) = oldest {
+        if let Some(mtime_ns) = oldest.filter(|_| !cut_off) {
             self.upload_cursor(cursor::time_of(mtime_ns))?;
         }
-        for path in delete.iter().filter(|_| self.config.delete) {
-            runtime::handle().block_on(self.client.delete(&self.uri(path)))?;
-            self.ledger.deleted(path);
-            self.report.deleted_files += 1;
+        if cut_off {
+            return Err(self.out_of_time(due));
         }
         unreadable.map_or(Ok(()), Err)
+    }
+
+    /// Says what is not in S3, and never will be.
+    fn out_of_time(&mut self, due: &[(String, Signature)]) -> Error {
+        let left = due
+            .iter()
+            .filter(|(path, signature)| !self.ledger.is_stored(path, *signature));
+        let left: Vec<_> = left.map(|(path, _)| path.clone()).collect();
+        let first = left.first().map(|path| self.uri(path).to_string());
+        let what = format!(
+            "the upload of {} checkpoint files ({}, ...)",
+            left.len(),
+            first.unwrap_or_default()
+        );
+        self.report.missing_files = left;
+        Error::OutOfTime { what }
+    }
+
+    fn delete_all(&mut self, due: &[String]) -> Result<()> {
+        for path in due.iter().filter(|_| self.config.delete) {
+            let uri = self.uri(path);
+            let deleted = self.cutoff.or_over(self.client.delete(&uri));
+            match runtime::handle().block_on(deleted) {
+                Some(deleted) => deleted?,
+                None => {
+                    let what = format!("the deletion of {uri}");
+                    return Err(Error::OutOfTime { what });
+                }
+            }
+            self.ledger.deleted(path);
+            self.stored.remove(path);
+            self.report.deleted_files += 1;
+        }
+        Ok(())
     }
 
     fn take_note(&mut self) {
@@ -188,23 +302,25 @@ impl Keeper {
         Ok(is_it.then_some(file))
     }
 
-    /// Whether the file is in S3 now as it was seen.
-    fn upload(&mut self, path: &str, signature: Signature, file: File) -> Result<bool> {
+    fn upload(&mut self, path: &str, signature: Signature, file: File) -> Result<Sent> {
         let local = self.directory.join(path);
         let uri = self.uri(path);
-        let sent = upload(&self.client, &uri, file, || is_as_seen(&local, signature));
-        match runtime::handle().block_on(sent)? {
-            Uploaded::Whole(bytes) => {
+        let check = || is_as_seen(&local, signature);
+        let sent = upload(&self.client, &uri, file, &self.cutoff, check);
+        Ok(match runtime::handle().block_on(sent)? {
+            Uploaded::Whole(whole) => {
                 self.ledger.uploaded(path, signature);
+                self.stored.insert(path, signature, whole.etag.as_deref());
                 self.report.uploaded_files += 1;
-                self.report.uploaded_bytes += bytes;
-                Ok(true)
+                self.report.uploaded_bytes += whole.bytes;
+                Sent::Stored
             }
             Uploaded::GivenUp => {
                 self.report.changed_meanwhile += 1;
-                Ok(false)
+                Sent::Changed
             }
-        }
+            Uploaded::CutOff => Sent::CutOff,
+        })
     }
 
     fn uri(&self, path: &str) -> ObjectUri {
