@@ -135,9 +135,12 @@ fn as_prefix(
     (lone.to_string() == *uri).then(|| source.as_prefix(client, missing.clone()))?
 }
 
+/// How many objects have passed, and of those that are guesses their number and their source's.
+type Counted = (u64, Vec<(u64, usize)>);
+
 /// Which objects of a stream, counted from 0, stand for a lone URI that nobody has looked at, and for which source.
 #[derive(Debug, Clone, Default)]
-struct Guesses(Arc<Mutex<(u64, Vec<(u64, usize)>)>>);
+struct Guesses(Arc<Mutex<Counted>>);
 
 impl Guesses {
     /// `objects`, counted as they pass; those of a lone URI are noted.
