@@ -8,7 +8,7 @@ OUT ?= demo-out
 SOAK_BYTES ?= 100GiB
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## check the tools, install what cargo and pip can install (nothing is done twice)
 	@sh scripts/setup

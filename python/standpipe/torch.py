@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     class _IterableDataset(Generic[_T]):
         pass
 
-    class _Sampler:
-        pass
+    class _Sampler(Generic[_T]):
+        def __iter__(self) -> Iterator[_T]:
+            raise NotImplementedError
 
 else:
     from torch.utils.data import Dataset as _Dataset
@@ -198,7 +199,7 @@ class MapDataset(_Dataset[Any]):
             raise
 
 
-class Ahead(_Sampler):
+class Ahead(_Sampler[Any]):
     """A sampler whose next numbers are known before they are asked for; see :meth:`MapDataset.ahead`."""
 
     def __init__(self, sampler: Iterable[Any], window: int) -> None:
