@@ -27,7 +27,9 @@
 //! A [`Samples`] has [`DatasetConfig::threads`] threads that read and decode; they stop when it is dropped. Its consumer
 //! waits for them with a time limit, so that a caller can look at signals. Samples are slices of the engine's memory and
 //! count against its budget while they live; when consumers hold more than half of it, further ones are copied out, and
-//! counted ([`Stats::copied_bytes`]), so that whoever collects an epoch into a list does not starve the engine.
+//! counted ([`Stats::copied_bytes`]), so that whoever collects an epoch into a list does not starve the engine. What is
+//! decompressed is no part of that budget: it is bounded by the groups that threads hand over (1 MiB each, three a thread)
+//! and the windows of a shuffle. Other threads ask a [`Watch`] how far it is.
 
 mod config;
 mod lane;
@@ -37,6 +39,7 @@ mod rows;
 mod samples;
 mod state;
 mod stats;
+mod watch;
 mod window;
 
 pub use config::{Consumer, DatasetConfig, Even, OnError, Shuffle};
@@ -44,6 +47,7 @@ pub use rows::{RowGroup, row_decoding};
 pub use samples::{Next, NextBatch, Sample, Samples};
 pub use state::DatasetState;
 pub use stats::Stats;
+pub use watch::Watch;
 
 use std::sync::Arc;
 

@@ -21,6 +21,7 @@
 //! - [`Lookup::Prefix`] (Pipe mode): everything whose key starts with the URI's, the key itself included, as
 //!   SageMaker's `S3Prefix` has it (`train` also takes `train-old/x`). Without `s3:ListBucket` it is read as an
 //!   object.
+//! - [`Lookup::Object`] (lists of URIs, [`Source::objects_of`]): it is an object, or missing.
 //!
 //! Directory markers (`x/` with no bytes) are skipped everywhere: they are not data.
 

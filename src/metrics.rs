@@ -229,6 +229,8 @@ pub enum Bottleneck {
     Consumer,
     /// Writing to disk was the limit.
     Disk,
+    /// Making records of the bytes was: decompression, framing, checks.
+    Decoding,
 }
 
 /// The answer to "why is it slow?".

@@ -17,7 +17,9 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use standpipe::object::ObjectId;
+use standpipe::object::{ObjectId, ObjectUri};
+
+use crate::error::to_py;
 
 /// A piece of an object, in order. It has the buffer protocol (read-only): `memoryview(chunk)`, `numpy.frombuffer(chunk)`
 /// and `torch.frombuffer(chunk)` see its bytes without a copy, `bytes(chunk)` copies them.
@@ -80,6 +82,41 @@ impl Drop for Chunk {
 
 #[pymethods]
 impl Chunk {
+    /// A chunk of memory of its own: what a pickle is made into.
+    #[new]
+    #[pyo3(signature = (uri, data, *, offset=0, etag=None, object_size=None, ends_object=false))]
+    fn made(
+        py: Python<'_>,
+        uri: &str,
+        data: &[u8],
+        offset: u64,
+        etag: Option<String>,
+        object_size: Option<u64>,
+        ends_object: bool,
+    ) -> PyResult<Self> {
+        let uri: ObjectUri = uri.parse().map_err(|error| to_py(py, &error))?;
+        let object = ObjectId {
+            etag: etag.map(Into::into),
+            size_bytes: object_size,
+            ..ObjectId::unpinned(uri)
+        };
+        let bytes = Bytes::copy_from_slice(data);
+        Ok(Self::new(Arc::new(object), offset, bytes, ends_object))
+    }
+
+    /// For pickle, by which samples leave the workers of a loader: its bytes, copied.
+    fn __getnewargs_ex__<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<((String, Bound<'py, PyBytes>), Bound<'py, PyDict>)> {
+        let given = PyDict::new(py);
+        given.set_item("offset", self.offset)?;
+        given.set_item("etag", self.etag())?;
+        given.set_item("object_size", self.object_size())?;
+        given.set_item("ends_object", self.ends_object)?;
+        Ok(((self.uri(), self.__bytes__(py)?), given))
+    }
+
     /// The object's address.
     #[getter]
     fn uri(&self) -> String {
@@ -110,13 +147,14 @@ impl Chunk {
         self.object.size_bytes
     }
 
-    /// Where the chunk starts in the object, in bytes.
+    /// Where the chunk starts in the object, in bytes. Of a dataset's sample: where its record starts, header included, in
+    /// what a compressed object holds.
     #[getter]
     fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Whether it is the object's last one. An empty object is one empty chunk.
+    /// Whether it is the object's last one. An empty object is one empty chunk. False for a dataset's samples.
     #[getter]
     fn ends_object(&self) -> bool {
         self.ends_object

@@ -102,7 +102,9 @@ impl Config {
             no_sign_request: no_sign_request
                 .map_or_else(|| switch("NO_SIGN_REQUEST"), Ok)
                 .map_err(told)?,
-            request_payer: request_payer.unwrap_or_else(|| variable("REQUEST_PAYER").is_some()),
+            request_payer: request_payer
+                .map_or_else(requester_pays, Ok)
+                .map_err(told)?,
             sse_c_key,
             ca_bundle: ca_bundle.or_else(|| variable("CA_BUNDLE").map(PathBuf::from)),
             transport: transport
@@ -277,6 +279,14 @@ fn customer_key(py: Python<'_>, key: &[u8]) -> PyResult<SseCustomerKey> {
 fn variable(name: &str) -> Option<String> {
     let text = std::env::var(format!("STANDPIPE_{name}")).ok()?;
     (!text.is_empty()).then_some(text)
+}
+
+/// The command takes the word that S3 does; a switch like the others is understood, too.
+fn requester_pays() -> Result<bool, Error> {
+    match variable("REQUEST_PAYER").as_deref() {
+        Some("requester") => Ok(true),
+        _ => switch("REQUEST_PAYER"),
+    }
 }
 
 fn switch(name: &str) -> Result<bool, Error> {

@@ -1,6 +1,6 @@
 //! Objects as samples: the crate's `dataset`, and its values as Python's.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -9,10 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use standpipe::dataset::{
     Consumer, Dataset, DatasetConfig, DatasetState, Even, NextBatch, OnError, RowGroup, Sample,
-    Samples as Reader, Shuffle,
+    Samples as Reader, Shuffle, Watch,
 };
 use standpipe::error::Error;
-use standpipe::metrics::{Presence, Sink};
+use standpipe::metrics::{Presence, Sink, Snapshot};
 use standpipe::object::{ObjectId, ObjectMeta, Scheme};
 use standpipe::record::protobuf::{Dtype, Tensor, Tensors, Value};
 use standpipe::record::{Data, Decoding, Files, Record, RecordFormat};
@@ -118,7 +118,7 @@ pub(crate) fn open_samples(
     let state = state.map(|text| parse(py, text)).transpose()?;
     let schemes: Vec<Scheme> = metas.iter().map(|meta| meta.id.uri.scheme()).collect();
     let engine = Engine::get(py, config, &schemes)?;
-    Samples::start(py, state, false, || {
+    Samples::start(py, state, Some(&engine), || {
         Dataset::new(engine.prefetcher.clone(), metas, settings.config()?)
     })
 }
@@ -132,7 +132,7 @@ pub(crate) fn open_rows(
     state: Option<&str>,
 ) -> PyResult<Samples> {
     let state = state.map(|text| parse(py, text)).transpose()?;
-    Samples::start(py, state, true, || {
+    Samples::start(py, state, None, || {
         let groups: Result<Vec<_>, Error> = groups
             .into_iter()
             .map(|(uri, etag, number, rows)| {
@@ -168,18 +168,88 @@ fn written(py: Python<'_>, state: &DatasetState) -> PyResult<String> {
 /// Samples of one consumer, epoch after epoch: an iterator of batches.
 #[pyclass(frozen, module = "standpipe._standpipe")]
 #[derive(Debug)]
-pub(crate) struct Samples {
-    live: Owned<Mutex<Live>>,
-    /// Whether they are told by number.
-    rows: bool,
-}
+pub(crate) struct Samples(Owned<Live>);
 
 #[derive(Debug)]
 struct Live {
-    /// `None` once it was closed.
-    reader: Option<Reader>,
+    /// `None` once it was closed. Held by whoever asks for the next samples, for a slice of time.
+    reader: Mutex<Option<Reader>>,
+    /// What all others ask: one thread that waits does not keep them from it.
+    watch: Watch,
+    /// None: what it reads is rows, told by number.
+    engine: Option<Arc<Engine>>,
+    /// The engine's counters when it was opened.
+    before: Snapshot,
     /// When it was first asked.
-    began: Option<Instant>,
+    began: OnceLock<Instant>,
+    /// When it was at its end, or closed.
+    ended: OnceLock<Instant>,
+}
+
+impl Live {
+    fn new(reader: Reader, engine: Option<Arc<Engine>>) -> Self {
+        Self {
+            watch: reader.watch().clone(),
+            reader: Mutex::new(Some(reader)),
+            before: snapshot(engine.as_deref()),
+            engine,
+            began: OnceLock::new(),
+            ended: OnceLock::new(),
+        }
+    }
+
+    fn end(&self) {
+        self.ended.get_or_init(Instant::now);
+    }
+
+    fn stats(&self) -> String {
+        let stats = self.watch.stats();
+        let until = self.ended.get().copied().unwrap_or_else(Instant::now);
+        let present = self
+            .began
+            .get()
+            .map(|began| until.saturating_duration_since(*began))
+            .unwrap_or_default();
+        let presence = Presence {
+            present,
+            stalled: stats.waited,
+            blocked: present.saturating_sub(stats.waited),
+        };
+        let mut engine = snapshot(self.engine.as_deref());
+        engine.throttles = engine.throttles.saturating_sub(self.before.throttles);
+        engine.requests = engine.requests.saturating_sub(self.before.requests);
+        let verdict = stats
+            .verdict(presence)
+            .unwrap_or_else(|| engine.verdict_on(presence, Sink::Consumer));
+        serde_json::json!({
+            "samples": stats.samples,
+            "bytes": stats.bytes,
+            "skipped_records": stats.skipped_records,
+            "skipped_objects": stats.skipped_objects,
+            "skipped": stats.skipped,
+            "copied_bytes": stats.copied_bytes,
+            "elapsed_seconds": present.as_secs_f64(),
+            "waited_seconds": stats.waited.as_secs_f64(),
+            "decoding_seconds": stats.decoding.as_secs_f64(),
+            "verdict": verdict,
+        })
+        .to_string()
+    }
+}
+
+fn snapshot(engine: Option<&Engine>) -> Snapshot {
+    engine.map(Engine::snapshot).unwrap_or_default()
+}
+
+/// Its threads are waited for; not with the GIL.
+impl Drop for Samples {
+    fn drop(&mut self) {
+        let Some(live) = self.0.take() else {
+            return;
+        };
+        let mut live = Some(live);
+        Python::try_attach(|py| py.detach(|| drop(live.take())));
+    }
 }
 
 #[pymethods]
@@ -190,18 +260,24 @@ impl Samples {
 
     /// The next batch, or None at the end: each sample as `convert` says.
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
-        let live = self.live.get(py, "this iterator")?;
+        let live = self.live(py)?;
         loop {
             let next = py.detach(|| {
-                let mut live = live.try_lock().ok()?;
-                live.began.get_or_insert_with(Instant::now);
-                Some(match &mut live.reader {
+                let mut reader = live.reader.try_lock().ok()?;
+                live.began.get_or_init(Instant::now);
+                let next = match &mut *reader {
                     Some(reader) => reader.next_batch_timeout(SLICE),
                     None => Ok(NextBatch::End),
-                })
+                };
+                if matches!(next, Ok(NextBatch::End)) {
+                    live.end();
+                }
+                Some(next)
             });
             match next.ok_or_else(busy)?.map_err(|error| to_py(py, &error))? {
-                NextBatch::Batch(samples) => return batch(py, samples, self.rows).map(Some),
+                NextBatch::Batch(samples) => {
+                    return batch(py, samples, live.engine.is_none()).map(Some);
+                }
                 NextBatch::End => return Ok(None),
                 NextBatch::TimedOut => py.check_signals()?,
             }
@@ -211,60 +287,41 @@ impl Samples {
     /// The epoch of the next sample.
     #[getter]
     fn epoch(&self, py: Python<'_>) -> PyResult<Option<u64>> {
-        Ok(self.lock(py)?.reader.as_ref().map(Reader::epoch))
+        let watch = &self.live(py)?.watch;
+        Ok((!watch.is_stopped()).then(|| watch.epoch()))
     }
 
     /// How far this consumer is, as JSON: exactly what was handed out.
     fn state(&self, py: Python<'_>) -> PyResult<String> {
-        let live = self.lock(py)?;
-        let reader = live.reader.as_ref().ok_or_else(closed)?;
-        written(py, &reader.state())
+        written(py, &self.live(py)?.watch.state())
     }
 
     /// The counters and the verdict, as JSON.
     fn stats(&self, py: Python<'_>) -> PyResult<String> {
-        let live = self.lock(py)?;
-        let reader = live.reader.as_ref().ok_or_else(closed)?;
-        let stats = reader.stats();
-        let present = live.began.map(|began| began.elapsed()).unwrap_or_default();
-        let presence = Presence {
-            present,
-            stalled: stats.waited,
-            blocked: present.saturating_sub(stats.waited),
-        };
-        let verdict = standpipe::metrics::Snapshot::default().verdict_on(presence, Sink::Consumer);
-        let told = serde_json::json!({
-            "samples": stats.samples,
-            "bytes": stats.bytes,
-            "skipped_records": stats.skipped_records,
-            "skipped_objects": stats.skipped_objects,
-            "skipped": stats.skipped,
-            "copied_bytes": stats.copied_bytes,
-            "elapsed_seconds": present.as_secs_f64(),
-            "waited_seconds": stats.waited.as_secs_f64(),
-            "verdict": verdict,
-        });
-        Ok(told.to_string())
+        Ok(self.live(py)?.stats())
     }
 
-    /// Stops reading.
+    /// Stops reading. Whoever waits for samples meanwhile, on another thread, finds the end.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let live = self.live.get(py, "this iterator")?;
+        let live = self.live(py)?;
         py.detach(|| {
-            let reader = live.try_lock().ok()?.reader.take();
+            live.watch.stop();
+            live.end();
+            let mut reader = live.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let reader = reader.take();
             // Its threads are waited for, without the lock.
             drop(reader);
-            Some(())
-        })
-        .ok_or_else(busy)
+        });
+        Ok(())
     }
 }
 
 impl Samples {
+    /// With the engine that reads objects; none: they are rows, told by number.
     fn start(
         py: Python<'_>,
         state: Option<DatasetState>,
-        rows: bool,
+        engine: Option<&Arc<Engine>>,
         dataset: impl FnOnce() -> Result<Dataset, Error> + Send,
     ) -> PyResult<Self> {
         let reader = py.detach(|| {
@@ -274,19 +331,12 @@ impl Samples {
             }
             dataset.samples()
         });
-        let live = Live {
-            reader: Some(reader.map_err(|error| to_py(py, &error))?),
-            began: None,
-        };
-        let live = Owned::new(Mutex::new(live));
-        Ok(Self { live, rows })
+        let reader = reader.map_err(|error| to_py(py, &error))?;
+        Ok(Self(Owned::new(Live::new(reader, engine.cloned()))))
     }
 
-    fn lock(&self, py: Python<'_>) -> PyResult<MutexGuard<'_, Live>> {
-        self.live
-            .get(py, "this iterator")?
-            .try_lock()
-            .map_err(|_| busy())
+    fn live(&self, py: Python<'_>) -> PyResult<&Live> {
+        self.0.get(py, "this iterator")
     }
 }
 
@@ -294,10 +344,6 @@ fn busy() -> PyErr {
     PyRuntimeError::new_err(
         "the samples are being read by another thread: give each thread its own, or a lock",
     )
-}
-
-fn closed() -> PyErr {
-    PyRuntimeError::new_err("the samples were closed")
 }
 
 fn batch(py: Python<'_>, samples: Vec<Sample>, rows: bool) -> PyResult<Bound<'_, PyList>> {

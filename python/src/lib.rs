@@ -10,6 +10,7 @@
 //! that an interpreter may end whenever it likes.
 
 mod bell;
+mod cancel;
 mod chunk;
 mod command;
 mod config;
@@ -30,6 +31,8 @@ use pyo3::prelude::*;
 /// The compiled half of the package `standpipe`.
 #[pymodule]
 mod _standpipe {
+    #[pymodule_export]
+    use super::cancel::Cancel;
     #[pymodule_export]
     use super::chunk::Chunk;
     #[pymodule_export]

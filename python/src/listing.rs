@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use standpipe::checksum::ChecksumAlgorithm;
 use standpipe::client::{Depth, ListEntry};
 use standpipe::error::Error;
-use standpipe::input::{Lookup, Source, manifest_objects};
+use standpipe::input::{Source, manifest_objects};
 use standpipe::object::{ObjectId, ObjectMeta, ObjectUri};
 
 use crate::config::Config;
@@ -180,8 +180,7 @@ pub(crate) fn list_objects(
     let engine = Engine::get(py, config, &schemes(&sources))?;
     let client = engine.client.clone();
     let entries = match recursive {
-        true => stream::iter(sources)
-            .flat_map(move |source| source.objects(&client, Lookup::ListFirst))
+        true => Source::objects_of(sources, &client)
             .map(|meta| meta.map(ListEntry::Object))
             .boxed(),
         false => stream::iter(sources)

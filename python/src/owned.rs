@@ -32,6 +32,14 @@ impl<T> Owned<T> {
         }
     }
 
+    /// Takes it out, to be dropped elsewhere; none in a forked child, where it stays.
+    pub(crate) fn take(&mut self) -> Option<T> {
+        match self.is_ours() {
+            true => self.value.take(),
+            false => None,
+        }
+    }
+
     pub(crate) fn is_ours(&self) -> bool {
         self.pid == std::process::id()
     }

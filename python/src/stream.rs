@@ -4,7 +4,7 @@
 //! (`list(stream)`) would leave the engine none to read ahead with; it goes on, but part by part. So from half of the
 //! memory on, chunks are handed out as copies outside of it, and counted.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -51,9 +51,16 @@ pub(crate) fn schemes(sources: &[Source]) -> Vec<Scheme> {
     first.flatten().map(|uri| uri.scheme()).collect()
 }
 
-/// Opens a stream over `uris`, back to back in this order.
+/// Opens a stream over `uris`, back to back in this order; `exact`: a lone one is an object, and not the beginning of
+/// many keys.
 #[pyfunction]
-pub(crate) fn open_stream(py: Python<'_>, config: &Config, uris: Vec<String>) -> PyResult<Stream> {
+#[pyo3(signature = (config, uris, exact=false))]
+pub(crate) fn open_stream(
+    py: Python<'_>,
+    config: &Config,
+    uris: Vec<String>,
+    exact: bool,
+) -> PyResult<Stream> {
     let sources = sources(py, &uris)?;
     let engine = Engine::get(py, config, &schemes(&sources))?;
     let client = engine.reads().clone();
@@ -66,12 +73,12 @@ pub(crate) fn open_stream(py: Python<'_>, config: &Config, uris: Vec<String>) ->
             .is_some_and(|uri| uri.scheme() == Scheme::S3)
     {
         let stream = Stream::over(py, engine, only.objects(&client, Lookup::GetFirst), None)?;
-        stream.lock(py)?.maybe_prefix = Some(only.clone());
+        if !exact {
+            stream.shared(py)?.live().maybe_prefix = Some(only.clone());
+        }
         return Ok(stream);
     }
-    let objects =
-        stream::iter(sources).flat_map(move |source| source.objects(&client, Lookup::ListFirst));
-    Stream::over(py, engine, objects.boxed(), None)
+    Stream::over(py, engine, Source::objects_of(sources, &client), None)
 }
 
 /// The same over objects that a listing has told of: nothing is asked but for their bytes. With `more`, `Stream.feed`
@@ -123,7 +130,16 @@ pub(crate) fn open_unlisted(
 /// Dropping or closing it cancels what is in flight. One thread at a time.
 #[pyclass(frozen, module = "standpipe")]
 #[derive(Debug)]
-pub(crate) struct Stream(Owned<Mutex<Live>>);
+pub(crate) struct Stream(Owned<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Held by whoever reads, waits included.
+    turn: Mutex<()>,
+    /// Held for moments: who reads does not keep others from its counters, nor from closing it.
+    live: Mutex<Live>,
+    bell: Arc<Bell>,
+}
 
 #[derive(Debug)]
 struct Live {
@@ -136,7 +152,6 @@ struct Live {
     engine: Arc<Engine>,
     /// The engine's counters when the stream began.
     before: Snapshot,
-    bell: Arc<Bell>,
     tally: Tally,
 }
 
@@ -168,14 +183,14 @@ impl Stream {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Chunk>> {
         loop {
-            let live = self.live(py)?;
+            let shared = self.shared(py)?;
             let look = py.detach(|| {
-                let mut live = live.try_lock().ok()?;
-                let bell = live.bell.clone();
+                let _turn = shared.turn.try_lock().ok()?;
                 let deadline = Instant::now() + SLICE;
                 loop {
-                    match live.look() {
-                        Ok(Look::Pending) if bell.wait(deadline) => {}
+                    let look = shared.live().look(&shared.bell);
+                    match look {
+                        Ok(Look::Pending) if shared.bell.wait(deadline) => {}
                         look => return Some(look),
                     }
                 }
@@ -191,13 +206,13 @@ impl Stream {
     /// For event loops: the next chunk, or None when there is none yet; `fileno()` gets readable when it is worth
     /// asking again. Raises StopAsyncIteration at the end.
     fn poll(&self, py: Python<'_>) -> PyResult<Option<Chunk>> {
-        let live = self.live(py)?;
+        let shared = self.shared(py)?;
         // Before the look: what rings after it must find the descriptor.
         self.fileno(py)?;
         let look = py.detach(|| {
-            let mut live = live.try_lock().ok()?;
-            live.bell.silence();
-            Some(live.look())
+            let _turn = shared.turn.try_lock().ok()?;
+            shared.bell.silence();
+            Some(shared.live().look(&shared.bell))
         });
         match look.ok_or_else(busy)?.map_err(|error| to_py(py, &error))? {
             Look::Chunk(chunk) => Ok(Some(chunk)),
@@ -208,15 +223,15 @@ impl Stream {
 
     /// A descriptor that gets readable when `poll` is worth calling. It is the stream's: don't close it.
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
-        let live = self.lock(py)?;
-        Ok(live.bell.descriptor()?)
+        Ok(self.shared(py)?.bell.descriptor()?)
     }
 
     /// Adds objects behind those that it has. Only of streams that were opened for that; 65,536 that the engine has not
     /// looked at yet are the limit.
     fn feed(&self, py: Python<'_>, objects: Vec<Py<ObjectInfo>>) -> PyResult<()> {
         let metas = metas(py, &objects)?;
-        let mut live = self.lock(py)?;
+        let shared = self.shared(py)?;
+        let mut live = shared.live();
         let feed = live.feed.as_mut().ok_or_else(|| {
             PyRuntimeError::new_err("the stream is closed, or takes no more objects")
         })?;
@@ -228,17 +243,20 @@ impl Stream {
         Ok(())
     }
 
-    /// Cancels what is in flight and gives all memory back but that of chunks that are still held.
+    /// Cancels what is in flight and gives all memory back but that of chunks that are still held. Whoever waits for a
+    /// chunk meanwhile, a thread or a task, finds the end.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let live = self.live(py)?;
+        let shared = self.shared(py)?;
         py.detach(|| {
-            let mut live = live.try_lock().ok()?;
+            let mut live = shared.live();
             live.tally.end();
-            live.reader = None;
             live.feed = None;
-            Some(())
-        })
-        .ok_or_else(busy)
+            let reader = live.reader.take();
+            drop(live);
+            drop(reader);
+            shared.bell.waker().wake();
+        });
+        Ok(())
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -257,8 +275,8 @@ impl Stream {
 
     /// The counters and the verdict, as JSON; `standpipe.stats` takes it apart.
     fn _stats(&self, py: Python<'_>) -> PyResult<String> {
-        let live = self.lock(py)?;
-        Ok(live.stats())
+        let shared = self.shared(py)?;
+        Ok(py.detach(|| shared.live().stats()))
     }
 }
 
@@ -279,18 +297,23 @@ impl Stream {
             maybe_prefix: None,
             engine,
             before,
-            bell: Bell::new(),
             tally: Tally::default(),
         };
-        Ok(Self(Owned::new(Mutex::new(live))))
+        Ok(Self(Owned::new(Shared {
+            turn: Mutex::new(()),
+            live: Mutex::new(live),
+            bell: Bell::new(),
+        })))
     }
 
-    fn live(&self, py: Python<'_>) -> PyResult<&Mutex<Live>> {
+    fn shared(&self, py: Python<'_>) -> PyResult<&Shared> {
         self.0.get(py, "this stream")
     }
+}
 
-    fn lock(&self, py: Python<'_>) -> PyResult<MutexGuard<'_, Live>> {
-        self.live(py)?.try_lock().map_err(|_| busy())
+impl Shared {
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -302,9 +325,9 @@ fn busy() -> PyErr {
 }
 
 impl Live {
-    fn look(&mut self) -> Result<Look, Error> {
+    fn look(&mut self, bell: &Arc<Bell>) -> Result<Look, Error> {
         let now = Instant::now();
-        let waker = self.bell.waker();
+        let waker = bell.waker();
         let Some(reader) = &mut self.reader else {
             return Ok(Look::End);
         };
@@ -320,7 +343,7 @@ impl Live {
         {
             self.reader = Some(self.engine.prefetcher.read_all(objects)?);
             self.tally.waiting_since.get_or_insert(now);
-            return self.look();
+            return self.look(bell);
         }
         self.tally.waited(now);
         match next {

@@ -9,6 +9,7 @@ use standpipe::error::Error;
 use standpipe::runtime;
 
 use crate::bell::Bell;
+use crate::cancel;
 use crate::error::to_py;
 
 /// How long a thread may be away from Python before it looks for signals. Ctrl-C is to work within 0.2 s.
@@ -32,11 +33,19 @@ pub(crate) fn wait_for<T: Send>(
     let mut future = pin!(future);
     let bell = Bell::new();
     loop {
-        let slice = future.as_mut();
-        if let Some(output) = py.detach(|| poll_for(slice, &bell, Instant::now() + SLICE)) {
+        let polled = future.as_mut();
+        // Whoever gives up a wait on another thread waits for that thread: so it looks more often.
+        let slice = match cancel::is_entered() {
+            true => SLICE / 4,
+            false => SLICE,
+        };
+        if let Some(output) = py.detach(|| poll_for(polled, &bell, Instant::now() + slice)) {
             return Ok(output);
         }
         py.check_signals()?;
+        if cancel::is_set() {
+            return Err(to_py(py, &Error::Cancelled));
+        }
     }
 }
 

@@ -57,9 +57,9 @@ def stream(uris: Uris | Sequence[_standpipe.ObjectInfo], **options: Unpack[Optio
 
     Args:
         uris: one or several of ``s3://bucket/key``, ``s3://bucket/prefix/`` (all objects below it, in key order),
-            ``s3://bucket/shard-{000..146}.tar``, and local paths. What does not end in ``/`` and is no object is the
-            beginning of many keys. Or what :func:`list` gave: these objects are read as they were listed, without
-            another look.
+            ``s3://bucket/shard-{000..146}.tar``, and local paths. A single one that does not end in ``/`` and is no
+            object is the beginning of many keys; in a list it is missing, and an error. Or what :func:`list` gave:
+            these objects are read as they were listed, without another look.
         options: see :class:`standpipe.Options`.
 
     Chunks lend you the engine's memory: let go of them as you go on. A program that keeps them all

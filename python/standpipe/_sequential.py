@@ -31,9 +31,9 @@ class _RawStream(io.RawIOBase):
             while not self._rest:
                 # Let go of it first: the engine may need its memory for the next one.
                 self._rest.release()
+                self._rest = memoryview(b"")
                 chunk = next(self._chunks, None)
                 if chunk is None:
-                    self._rest = memoryview(b"")
                     return 0
                 self._rest = memoryview(chunk)
                 del chunk

@@ -26,7 +26,7 @@ class Verdict(TypedDict):
     """Where the time went."""
 
     bottleneck: str
-    """``network``, ``throttled``, ``consumer`` or ``disk``."""
+    """``network``, ``throttled``, ``consumer``, ``disk`` or, of a dataset, ``decoding``."""
     stall_share: float
     """The share of the time in which the consumer waited for bytes, 0 to 1."""
     advice: str

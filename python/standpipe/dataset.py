@@ -55,7 +55,10 @@ class DatasetStats(TypedDict):
     copied_bytes: int
     """Bytes that were copied, because half of the engine's memory was held."""
     elapsed_seconds: float
+    """From the first sample that was asked for to the end, or to now."""
     waited_seconds: float
+    decoding_seconds: float
+    """Time that the decoding threads worked, added up."""
     verdict: Verdict
 
 
@@ -86,7 +89,8 @@ class Dataset:
         counts: how many records each object holds, where an index tells.
         batch_size: samples are given as lists of so many; ``None``: one by one.
         drop_last: leaves an epoch's last batch out if it is smaller.
-        skip: samples that are left out at the start.
+        skip: samples that each consumer (every worker of every rank) leaves out at its start, whenever it is iterated
+            anew: with 2 ranks of 4 workers eight times as many. They are read; a state that is loaded saves that.
         on_error: ``raise``, or ``skip``: corrupt records are left out, counted and named.
         threads: that read and decode.
         max_record_size: what one record may hold at most; default 1 GiB.
@@ -95,10 +99,10 @@ class Dataset:
         options: see :class:`standpipe.Options`.
 
     Iterating gives, by format: ``tar``: a dict of file names' endings to views, with ``__key__`` and ``__url__``;
-    ``jsonl``: what the line says; ``lines``: bytes; ``recordio-protobuf``: a dict with ``features`` and ``label``,
-    dicts of numpy arrays (and of :class:`SparseTensor`); ``parquet``: a dict of the row's values, or with
-    ``batch_size`` a ``pyarrow.Table``; else a :class:`standpipe.Chunk`. Views are without a copy, and lend the
-    engine's memory.
+    ``jsonl``: what the line says (strict JSON: ``NaN`` is corrupt); ``lines``: bytes; ``recordio-protobuf``: a dict
+    with ``features`` and ``label``, dicts of numpy arrays (and of :class:`SparseTensor`); ``parquet``: a dict of the
+    row's values, or with ``batch_size`` a ``pyarrow.Table``; else a :class:`standpipe.Chunk`. Views are without a copy,
+    and lend the engine's memory.
 
     Of ``parquet``, row groups are what objects are elsewhere: they are permuted and dealt out, and a state is in groups
     and rows. Groups are in memory whole: the one at hand, the next one, and those that the shuffle's window reaches
@@ -281,6 +285,25 @@ class Dataset:
         """The next iterator goes on from a state: this consumer's own, or :func:`merge_states` of all."""
         self._state, self._last = state, None
 
+    def _forget_state(self) -> None:
+        self._state = None
+
+    @property
+    def _loaded_state(self) -> dict[str, Any] | None:
+        return self._state
+
+    @property
+    def _next_epoch(self) -> int:
+        return int(self._settings["epoch"])
+
+    def _list(self) -> list[_standpipe.ObjectInfo] | None:
+        # An augmented manifest is the listing, and is read where its lines are.
+        return None if self._attributes is not None else self.objects
+
+    def _take_listing(self, found: list[_standpipe.ObjectInfo] | None) -> None:
+        if found is not None:
+            self._objects = found
+
     def stats(self) -> DatasetStats:
         """What the last iterator did, and why it is slow."""
         if self._last is None:
@@ -300,8 +323,6 @@ class Samples(Iterator[Any]):
         self._inner = inner
         self._batched = batched
         self._finish = _FINISH.get(format, _as_it_is)
-        # The state when it was closed.
-        self._left: str | None = None
 
     def __next__(self) -> Any:
         batch = next(self._inner)
@@ -315,19 +336,18 @@ class Samples(Iterator[Any]):
         return self._inner.epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is, or was when it was closed: exactly what it gave out."""
-        state: dict[str, Any] = json.loads(self._left or self._inner.state())
+        """How far it is, or was when it was closed: exactly what it gave out. Any thread may ask."""
+        state: dict[str, Any] = json.loads(self._inner.state())
         return state
 
     def stats(self) -> DatasetStats:
-        """What it did, and why it is slow."""
+        """What it did, and why it is slow. Any thread may ask."""
         stats: DatasetStats = json.loads(self._inner.stats())
         stats["verdict"]["advice"] = _keywords(stats["verdict"]["advice"])
         return stats
 
     def close(self) -> None:
-        """Stops reading."""
-        self._left = self._left or self._inner.state()
+        """Stops reading; also a thread that waits for a sample."""
         self._inner.close()
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ from fsspec.utils import stringify_path
 
 from . import _api, _standpipe
 from ._file import ObjectFile, RawObject
-from .exceptions import NotFoundError
+from .exceptions import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,6 +46,7 @@ class StandpipeFileSystem(AbstractFileSystem):  # type: ignore[misc]
     # Listings are cached by fsspec's own rules (`use_listings_cache`, `refresh=True`, `invalidate_cache`).
 
     def __init__(self, **kwargs: Any) -> None:
+        kwargs = _translated(kwargs)
         options = {name: kwargs.pop(name) for name in _OPTIONS & set(kwargs)}
         super().__init__(**options, **kwargs)
         self._options = options
@@ -70,6 +71,11 @@ class StandpipeFileSystem(AbstractFileSystem):  # type: ignore[misc]
     @property
     def fsid(self) -> str:
         return f"standpipe-{self._options.get('endpoint_url') or 'aws'}"
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        # Whoever writes one key may change what is in every directory above it.
+        self.dircache.clear()
+        super().invalidate_cache(path)
 
     def ls(self, path: str, detail: bool = True, refresh: bool = False, **kwargs: Any) -> list[Any]:
         path = self._strip_protocol(path)
@@ -194,16 +200,24 @@ class StandpipeFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._all(list(zip(paths, starts, ends, strict=True)), on_error)
 
     def _all(self, wanted: list[tuple[str, int | None, int | None]], on_error: str) -> list[Any]:
+        cancel = _standpipe.Cancel()
+
         def one(path: str, start: int | None, end: int | None) -> Any:
             try:
-                return self.cat_file(path, start, end)
+                with cancel:
+                    return self.cat_file(path, start, end)
             except Exception as error:
                 if on_error == "raise":
                     raise
                 return error if on_error == "return" else None
 
         with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(wanted)))) as threads:
-            return list(threads.map(lambda what: one(*what), wanted))
+            try:
+                return list(threads.map(lambda what: one(*what), wanted))
+            except BaseException:
+                # Ctrl-C, or one that failed: the pool waits for its threads.
+                cancel.set()
+                raise
 
     def get_file(self, rpath: str, lpath: Any, callback: Any = None, outfile: Any = None, **kwargs: Any) -> None:
         if outfile is None and self.isdir(rpath):
@@ -259,6 +273,37 @@ _OPTIONS = frozenset(
         "cache_size",
     }
 )
+
+
+# How s3fs, which may have served the protocol before, is told the same things.
+_OF_S3FS = {"anon": "no_sign_request", "requester_pays": "request_payer"}
+_OF_S3FS_CLIENT = {"endpoint_url": "endpoint_url", "region_name": "region", "verify": "ca_bundle"}
+_REFUSED = {
+    "key": "set AWS_ACCESS_KEY_ID, or name a profile",
+    "username": "set AWS_ACCESS_KEY_ID, or name a profile",
+    "secret": "set AWS_SECRET_ACCESS_KEY, or name a profile",
+    "password": "set AWS_SECRET_ACCESS_KEY, or name a profile",
+    "token": "set AWS_SESSION_TOKEN, or name a profile",
+    "session": "name a profile",
+    "config_kwargs": "use the keywords of standpipe.Options",
+    "s3_additional_kwargs": "use the keywords of standpipe.Options, such as sse_c_key",
+}
+
+
+def _translated(given: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of s3fs in ours. Those that have no meaning here are refused: else another identity would read."""
+    made = dict(given)
+    for name, fix in _REFUSED.items():
+        if made.pop(name, None):
+            raise ConfigError(f"{name}: this file system has no such keyword: {fix}")
+    for name, ours in _OF_S3FS.items():
+        if name in made:
+            made.setdefault(ours, made.pop(name))
+    for name, value in (made.pop("client_kwargs", None) or {}).items():
+        if name not in _OF_S3FS_CLIENT or isinstance(value, bool):
+            raise ConfigError(f"client_kwargs: {name!r} is unknown here: use the keywords of standpipe.Options")
+        made.setdefault(_OF_S3FS_CLIENT[name], value)
+    return made
 
 
 def register(*protocols: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import ConfigError
 
 if TYPE_CHECKING:
-    from .dataset import Dataset, Samples
+    from .dataset import Dataset, DatasetStats, Samples
 
 __all__ = ["Mixture"]
 
@@ -62,16 +62,16 @@ class Mixture:
                 raise ConfigError(f"weights: {weight} of {name!r}: use numbers above 0")
         self._seed = seed
         self._state: dict[str, Any] | None = None
-        self._last: _Mixed | None = None
+        self._last: Mixed | None = None
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Mixed:
         state = self._state or {"draws": 0, "ended": []}
         for name, part in state.get("datasets", {}).items():
             self._datasets[name].load_state_dict(part)
         samples = {name: iter(dataset) for name, dataset in self._datasets.items()}
         # Used up, unless it was refused: the next iterator begins anew.
         self._state = None
-        self._last = _Mixed(samples, self._weights, self._seed, state["draws"], state["ended"])
+        self._last = Mixed(samples, self._weights, self._seed, state["draws"], state["ended"])
         return self._last
 
     def set_epoch(self, epoch: int) -> None:
@@ -105,6 +105,30 @@ class Mixture:
             raise ConfigError(f"state: made with the weights {state.get('weights')}; these are {self._weights}")
         self._state, self._last = state, None
 
+    def stats(self) -> dict[str, DatasetStats]:
+        """What the last iterator did, by dataset, and why each is slow."""
+        if self._last is None:
+            raise ValueError("the mixture has not been iterated yet")
+        return self._last.stats()
+
+    def _forget_state(self) -> None:
+        self._state = None
+
+    @property
+    def _loaded_state(self) -> dict[str, Any] | None:
+        return self._state
+
+    @property
+    def _next_epoch(self) -> int:
+        return next(iter(self._datasets.values()))._next_epoch
+
+    def _list(self) -> Any:
+        return {name: dataset._list() for name, dataset in self._datasets.items()}
+
+    def _take_listing(self, found: Any) -> None:
+        for name, dataset in self._datasets.items():
+            dataset._take_listing(found[name])
+
     def __getstate__(self) -> dict[str, Any]:
         # As of a dataset: an iterator's place stays with it.
         return {**self.__dict__, "_last": None}
@@ -123,7 +147,9 @@ def _state(
     }
 
 
-class _Mixed(Iterator[Any]):
+class Mixed(Iterator[Any]):
+    """The samples of a mixture, for one consumer."""
+
     def __init__(
         self, samples: dict[str, Samples], weights: dict[str, float], seed: int, draws: int, ended: list[str]
     ) -> None:
@@ -152,6 +178,9 @@ class _Mixed(Iterator[Any]):
         sums = list(itertools.accumulate(self._weights[name] for name in names))
         point = _uniform(self._seed, self._draws) * sums[-1]
         return next((name for name, upto in zip(names, sums, strict=True) if point < upto), names[-1])
+
+    def stats(self) -> dict[str, DatasetStats]:
+        return {name: samples.stats() for name, samples in self._samples.items()}
 
     def state_dict(self) -> dict[str, Any]:
         states = {name: samples.state_dict() for name, samples in self._samples.items()}

@@ -12,43 +12,34 @@ into a batch's tensors.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from multiprocessing.context import get_spawning_popen
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.utils.data import Dataset as _Dataset
+from torch.utils.data import IterableDataset as _IterableDataset
+from torch.utils.data import Sampler as _Sampler
 
 from . import _api, _standpipe
-from ._share import local_readers, worker_and_count
-from .dataset import Dataset, DatasetStats, Samples
+from ._share import known_rank, local_readers, worker_and_count
+from ._told import MAIN, Told
+from .dataset import Dataset, Samples
 from .exceptions import ConfigError
+from .mixture import Mixed, Mixture
 from .pipe import PipeChannel, PipeEpoch
 
 if TYPE_CHECKING:
     from collections.abc import Sized
-    from typing import Unpack
+    from typing import Self, Unpack
 
     from .options import Options
-
-    _T = TypeVar("_T", covariant=True)
-
-    class _Dataset(Generic[_T]):
-        pass
-
-    class _IterableDataset(Generic[_T]):
-        pass
-
-    class _Sampler(Generic[_T]):
-        def __iter__(self) -> Iterator[_T]:
-            raise NotImplementedError
-
-else:
-    from torch.utils.data import Dataset as _Dataset
-    from torch.utils.data import IterableDataset as _IterableDataset
-    from torch.utils.data import Sampler as _Sampler
 
 __all__ = ["Ahead", "Collate", "Field", "Item", "MapDataset", "PipeDataset", "StreamingDataset"]
 
@@ -76,7 +67,7 @@ def as_bytes(item: Item) -> bytes:
     return bytes(item.data)
 
 
-class MapDataset(_Dataset[Any]):
+class MapDataset(_Dataset[Any]):  # type: ignore[misc]
     """Objects by number, in the order of the listing, which is read when it is first needed.
 
     Args:
@@ -199,7 +190,7 @@ class MapDataset(_Dataset[Any]):
             raise
 
 
-class Ahead(_Sampler[Any]):
+class Ahead(_Sampler[Any]):  # type: ignore[misc]
     """A sampler whose next numbers are known before they are asked for; see :meth:`MapDataset.ahead`."""
 
     def __init__(self, sampler: Iterable[Any], window: int) -> None:
@@ -299,7 +290,7 @@ class _Pipeline:
             self._stream.close()
 
 
-class StreamingDataset(_IterableDataset[Any]):
+class StreamingDataset(_IterableDataset[Any]):  # type: ignore[misc]
     """Samples of a :class:`standpipe.Dataset`, for a ``DataLoader``.
 
     Args:
@@ -308,10 +299,13 @@ class StreamingDataset(_IterableDataset[Any]):
         transform: makes a sample of what the dataset gives, in the process that loads.
 
     Call :meth:`set_epoch` before each epoch but the first, as for a ``DistributedSampler``: each has another order.
-    Workers that live on (``persistent_workers``) hear of it.
+    Workers that live on (``persistent_workers``) hear of it, and of :meth:`load_state_dict`.
 
     With ``torchdata.stateful_dataloader.StatefulDataLoader`` the loader's own ``state_dict`` holds every worker's
     state; without workers, this dataset's does.
+
+    Each worker lists the input. Workers that find different objects refuse to read; so that ranks find the same, too,
+    and for one listing in place of many, call :meth:`list_once` first.
 
     ::
 
@@ -327,44 +321,163 @@ class StreamingDataset(_IterableDataset[Any]):
         transform: Callable[[Any], Any] | None = None,
         **settings: Any,
     ) -> None:
-        self._dataset = Dataset(uris, format, **settings)
+        self._begin(Dataset(uris, format, **settings), transform, int(settings.get("epoch", 0)))
+
+    def _begin(self, dataset: Dataset | Mixture, transform: Callable[[Any], Any] | None, epoch: int) -> None:
+        self._dataset = dataset
         self._transform = transform
-        self._epoch = int(settings.get("epoch", 0))
         # Memory that workers see: what is set later reaches those that live on.
-        self._told_epoch = torch.tensor(self._epoch).share_memory_()
+        self._told = Told(epoch)
+        self._owner = os.getpid()
+        self._unpickled_by = 0
+        # What the copy of this process has heard.
+        self._epoch = epoch
+        self._loads = 0
+
+    @classmethod
+    def of(cls, dataset: Dataset | Mixture, *, transform: Callable[[Any], Any] | None = None) -> Self:
+        """The same of a dataset that is there, or of a :class:`standpipe.Mixture` of several."""
+        made = cls.__new__(cls)
+        made._begin(dataset, transform, dataset._next_epoch)
+        return made
 
     @property
-    def dataset(self) -> Dataset:
+    def dataset(self) -> Dataset | Mixture:
         """What it reads."""
         return self._dataset
 
+    def list_once(self) -> Self:
+        """Lists the input now, for all workers and epochs to come.
+
+        Where ``torch.distributed`` is initialised the first rank lists for all: every rank must call it, then.
+        """
+        found: list[Any] = [None]
+        if known_rank() is None:
+            self._dataset._list()
+            return self
+        error: BaseException | None = None
+        if torch.distributed.get_rank() == 0:
+            try:
+                found = [self._dataset._list()]
+            except Exception as raised:
+                error, found = raised, [raised]
+        # Also of what went wrong: the others wait for it.
+        torch.distributed.broadcast_object_list(found, src=0)
+        if error is not None:
+            raise error
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        self._dataset._take_listing(found[0])
+        return self
+
     def __iter__(self) -> _Transformed:
-        told = int(self._told_epoch)
-        if told != self._epoch:
-            self._epoch = told
-            self._dataset.set_epoch(told)
-        return _Transformed(iter(self._dataset), self._transform)
+        info = torch.utils.data.get_worker_info()
+        # The loader draws a number for each set of workers that it starts.
+        worker, run = (None, MAIN) if info is None else (info.id, info.seed - info.id)
+        is_told = self._hears()
+        due = self._catch_up(worker, run) if is_told else self._dataset._loaded_state is not None
+        samples: Samples | Mixed = self._dataset.__iter__()
+        if is_told and info is not None:
+            self._told.compare(info.id, info.num_workers, run, _listing(samples.state_dict()))
+        if is_told and due:
+            self._told.used(worker, run)
+        self._told.reads(worker)
+        return _Transformed(samples, self._transform)
+
+    def _catch_up(self, worker: int | None, run: int) -> bool:
+        """Does what the process that trains has said, if this is a worker. Says whether a state is used: once."""
+        told, heard = self._told, self._loads
+        if told.epoch != self._epoch:
+            self._epoch = told.epoch
+            self._dataset.set_epoch(told.epoch)
+        self._loads = told.loads
+        if heard < 0:
+            # Loaded by this worker itself, as stateful loaders do.
+            return True
+        due = told.is_due(worker, run)
+        if not due:
+            self._dataset._forget_state()
+        elif heard != told.loads:
+            self._dataset.load_state_dict(told.state())
+        return due
+
+    def _hears(self) -> bool:
+        """Whether what is told is told by the process that trains and has started this worker. Ranks that were forked
+        from one process have inherited one memory: each makes its own, but its workers may be forked before."""
+        if torch.utils.data.get_worker_info() is not None:
+            return os.getpid() == self._unpickled_by or os.getppid() == self._owner
+        self._own()
+        return True
+
+    def _own(self) -> None:
+        """In a process that trains: memory of its own."""
+        if self._owner != os.getpid():
+            self._owner = os.getpid()
+            self._told = Told(self._epoch)
+            self._loads = 0
+            if self._dataset._loaded_state is not None:
+                self._told.publish(self._epoch, self._dataset._loaded_state, loaded=True)
+                self._loads = self._told.loads
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that is iterated next: from its beginning, or from a state of this epoch that was just loaded."""
-        self._told_epoch.fill_(epoch)
+        self._own()
+        if self._told.is_used():
+            self._dataset._forget_state()
         self._epoch = epoch
         self._dataset.set_epoch(epoch)
+        self._told.publish(epoch, self._dataset._loaded_state, loaded=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the last iterator of this process is."""
+        """How far the last iterator of this process is.
+
+        Raises:
+            RuntimeError: the workers of a loader have read since, and this process does not know how far they are.
+        """
+        if torch.utils.data.get_worker_info() is None and self._told.workers_read():
+            raise RuntimeError(
+                "the workers of a DataLoader read this dataset, and only they know how far they are: ask the "
+                "state_dict() of a torchdata.stateful_dataloader.StatefulDataLoader, or read with num_workers=0"
+            )
         return self._dataset.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there, when it is next iterated."""
+        """Goes on from there, when it is next iterated: here, or by the workers of a loader, once."""
         self._dataset.load_state_dict(state)
+        if torch.utils.data.get_worker_info() is not None:
+            self._loads = -1
+            return
+        self._own()
+        self._told.publish(self._epoch, state, loaded=True)
+        self._loads = self._told.loads
 
-    def stats(self) -> DatasetStats:
-        """What the last iterator of this process did, and why it is slow."""
+    def stats(self) -> Any:
+        """What the last iterator of this process did, and why it is slow; of a mixture, by dataset."""
         return self._dataset.stats()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For workers that are started, not for who stores it: one listing in place of one for each of them.
+        if get_spawning_popen() is not None:
+            self._own()
+            self._dataset._list()
+        return dict(self.__dict__)
 
-class PipeDataset(_IterableDataset[Any]):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._unpickled_by = os.getpid()
+        if self._told.share():
+            # Stored and read again, not passed to a worker.
+            self._owner = os.getpid()
+
+
+def _listing(state: dict[str, Any]) -> int:
+    """A number for what was listed."""
+    parts = state.get("datasets", {"": state})
+    names = json.dumps({name: part["inputs"] for name, part in parts.items()}, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(names.encode()).digest()[:8], "big", signed=True)
+
+
+class PipeDataset(_IterableDataset[Any]):  # type: ignore[misc]
     """A channel of Pipe mode, for a ``DataLoader``: each iteration reads the next epoch's FIFO.
 
     It needs no access to S3: on SageMaker the channel is served by its agent, elsewhere by ``standpipe pipe`` or
@@ -479,7 +592,7 @@ class Collate:
 class _Transformed(Iterator[Any]):
     """Samples, each through the transform. It has the state that a stateful loader asks a worker's iterator for."""
 
-    def __init__(self, samples: Samples, transform: Callable[[Any], Any] | None) -> None:
+    def __init__(self, samples: Samples | Mixed, transform: Callable[[Any], Any] | None) -> None:
         self._samples = samples
         self._transform = transform
 

@@ -130,3 +130,65 @@ def test_a_cancelled_download_stops(server: Server, options: Options, tmp_path) 
     asyncio.run(main())
     assert time.monotonic() - begun < 3, "asyncio.run waits for its threads: the download must have stopped"
     assert not (tmp_path / "d" / "object").exists()
+
+
+def test_closing_ends_the_wait_of_another_task(server: Server, options: Options) -> None:
+    uri = server.put("aio-close/object", content(100_000))
+    server.script({"prefix": "data/aio-close/", "effect": "latency", "first_byte_ms": 8000, "operations": ["get"]})
+
+    async def main() -> None:
+        stream = standpipe.aio.stream(uri, **options)
+        waiting = asyncio.create_task(anext(stream))
+        while not [entry for entry in server.log() if entry["operation"] == "get"]:
+            await asyncio.sleep(0.02)
+        await stream.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(waiting, 4)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        unread = standpipe.aio.stream(uri, **options)
+        await unread.aclose()
+        assert [chunk async for chunk in unread] == []
+
+    asyncio.run(main())
+
+
+def test_tasks_share_a_stream(server: Server, options: Options) -> None:
+    bodies = [content(1000, number) for number in range(6)]
+    for number, body in enumerate(bodies):
+        server.put(f"aio-shared/{number}", body)
+    server.script({"prefix": "data/aio-shared/", "effect": "latency", "first_byte_ms": 200, "operations": ["get"]})
+
+    async def main() -> list[bytes]:
+        stream = standpipe.aio.stream("s3://data/aio-shared/", **options)
+        found = []
+
+        async def read() -> None:
+            async for chunk in stream:
+                found.append(bytes(chunk))
+
+        await asyncio.wait_for(asyncio.gather(read(), read(), read()), 20)
+        return found
+
+    assert b"".join(asyncio.run(main())) == b"".join(bodies)
+
+
+def test_a_cancelled_read_frees_its_thread(server: Server, options: Options) -> None:
+    uri = server.put("aio-slow-read/object", content(100_000))
+    server.script(
+        {
+            "prefix": "data/aio-slow-read/",
+            "effect": "latency",
+            "first_byte_ms": 8000,
+            "operations": ["get", "head"],
+        }
+    )
+
+    async def main() -> None:
+        for work in (standpipe.aio.read(uri, **options), standpipe.aio.stat(uri, **options)):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(work, 0.3)
+
+    begun = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - begun < 4, "asyncio.run waits for its threads"

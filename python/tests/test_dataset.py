@@ -8,6 +8,8 @@ import pickle
 import random
 import struct
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -612,3 +614,54 @@ def test_each_sample_once_by_chance(format_: str, server: Server, options: Optio
             dataset.load_state_dict(merged)
             seen += [number(sample) for sample in dataset]
         assert sorted(seen) == list(range(first)), f"seed {seed}: sizes {sizes}"
+
+
+def test_other_threads_ask_and_close_while_one_waits(server: Server, options: Options) -> None:
+    uri, _ = put_shards(server, "lines", [50])
+    server.script({"prefix": "data/set-lines-50/", "effect": "latency", "first_byte_ms": 8000, "operations": ["get"]})
+    dataset = Dataset(uri, "lines", **options)
+    samples = iter(dataset)
+    before = dataset.state_dict()
+    found: list[Any] = []
+    reading = threading.Thread(target=lambda: found.append(list(samples)))
+    reading.start()
+    while dataset.stats()["waited_seconds"] < 0.3:
+        assert dataset.state_dict() == before and samples.epoch == 0
+    samples.close()
+    reading.join(4)
+    assert found == [[]] and samples.epoch is None
+    elapsed = dataset.stats()["elapsed_seconds"]
+    time.sleep(0.1)
+    assert dataset.stats()["elapsed_seconds"] == elapsed, "it has ended"
+    assert dataset.state_dict() == before
+
+
+def test_dropping_an_iterator_leaves_other_threads_their_turn(server: Server) -> None:
+    server.put("slow-drop/a.txt", b"x\n" * 1000)
+    server.script({"prefix": "data/slow-drop/", "effect": "latency", "first_byte_ms": 5000, "operations": ["get"]})
+    run(
+        """
+        import threading, time, standpipe
+        ticks = 0
+        def tick():
+            global ticks
+            while True:
+                ticks += 1
+                time.sleep(0.001)
+        threading.Thread(target=tick, daemon=True).start()
+        samples = iter(standpipe.Dataset("s3://data/slow-drop/a.txt", threads=2))
+        time.sleep(0.3)
+        # Its threads look whether they are wanted ten times a second, at times of their own: some drops wait.
+        gone = 0
+        for _ in range(5):
+            before = ticks
+            begun = time.monotonic()
+            del samples
+            took, ticked = time.monotonic() - begun, ticks - before
+            gone += took > 0.02 and ticked > 2
+            samples = iter(standpipe.Dataset("s3://data/slow-drop/a.txt", threads=2))
+            time.sleep(0.03)
+        assert gone, "every drop held the interpreter"
+        """,
+        server,
+    )

@@ -142,6 +142,26 @@ def test_reading(fs: StandpipeFileSystem, files: dict[str, bytes], tmp_path: Any
             write()
 
 
+def test_what_is_written_is_seen_after_the_cache_is_invalidated(
+    fs: StandpipeFileSystem, server: Server, files: dict[str, bytes]
+) -> None:
+    assert not fs.exists("data/fs/b/3") and fs.ls("data/fs/b", detail=False) == ["data/fs/b/1", "data/fs/b/2"]
+    server.put("fs/b/3", b"new")
+    try:
+        fs.invalidate_cache("data/fs/b")
+        assert fs.ls("data/fs/b", detail=False)[-1] == "data/fs/b/3" and fs.info("data/fs/b/3")["size"] == 3
+    finally:
+        server.request("DELETE", "/data/fs/b/3")
+
+
+def test_the_keywords_of_s3fs_are_understood_or_refused(server: Server, files: dict[str, bytes]) -> None:
+    fs = StandpipeFileSystem(anon=True, client_kwargs={"endpoint_url": server.endpoint}, skip_instance_cache=True)
+    assert fs.cat("data/fs/a") == files["fs/a"]
+    for refused in ({"key": "AKIA"}, {"secret": "x"}, {"client_kwargs": {"verify": False}}):
+        with pytest.raises(standpipe.ConfigError, match=next(iter(refused))):
+            StandpipeFileSystem(skip_instance_cache=True, **refused)
+
+
 def test_compression_and_text(server: Server) -> None:
     import gzip
 

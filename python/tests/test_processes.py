@@ -203,12 +203,16 @@ WAITS = {
     "download": "standpipe.download('s3://data/slow/object', TARGET)",
     "files": "standpipe.FastFiles('s3://data/slow/').read('object')",
     "async": "asyncio.run(anext_of('s3://data/slow/object'))",
+    "async read": "asyncio.run(standpipe.aio.read('s3://data/slow/object'))",
+    "async list": "asyncio.run(anext_of_list('s3://data/slow-list/'))",
+    "fsspec": "fsspec.filesystem('standpipe').cat(['data/slow/object', 'data/slow/other'])",
 }
 
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_ctrl_c_works_within_a_fifth_of_a_second(wait: str, server: Server, tmp_path) -> None:  # type: ignore[no-untyped-def]
     server.put("slow/object", content(100_000))
+    server.put("slow/other", content(100_000))
     server.put("slow-list/object", b"x")
     server.script(
         {"prefix": "data/slow/", "effect": "latency", "first_byte_ms": 4000, "operations": ["get"]},
@@ -221,6 +225,11 @@ def test_ctrl_c_works_within_a_fifth_of_a_second(wait: str, server: Server, tmp_
     async def anext_of(uri):
         async for chunk in standpipe.aio.stream(uri):
             return chunk
+    async def anext_of_list(uri):
+        async for info in standpipe.aio.list(uri):
+            return info
+    if {wait!r} == "fsspec":
+        import fsspec, standpipe.fsspec
     print("ready", flush=True)
     try:
         {WAITS[wait]}
@@ -232,7 +241,7 @@ def test_ctrl_c_works_within_a_fifth_of_a_second(wait: str, server: Server, tmp_
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        operation = "list" if wait == "list" else "get"
+        operation = "list" if "list" in wait else "get"
         deadline = time.monotonic() + 20
         while not any(
             entry["operation"] == operation and "slow" in entry["path"] + entry["query"] for entry in server.log()

@@ -288,3 +288,46 @@ async def first(uri: str, options: Options) -> standpipe.Chunk:
     async for chunk in standpipe.aio.stream(uri, **options):
         return chunk
     raise AssertionError("nothing came")
+
+
+def test_a_chunk_pickles_with_its_bytes(server: Server, options: Options) -> None:
+    import copy
+    import pickle
+
+    body = content(100_000, 9)
+    server.put("pickled/object", body)
+    (chunk,) = standpipe.stream("s3://data/pickled/object", part_size="1MiB", **options)
+    for again in (pickle.loads(pickle.dumps(chunk)), copy.deepcopy(chunk)):
+        assert bytes(again) == body and memoryview(again) == memoryview(chunk)
+        for name in ("uri", "bucket", "key", "etag", "object_size", "offset", "ends_object"):
+            assert getattr(again, name) == getattr(chunk, name), name
+    chunk.release()
+    with pytest.raises(BufferError):
+        pickle.dumps(chunk)
+
+
+def test_a_list_names_objects_and_a_missing_one_is_an_error(server: Server, options: Options) -> None:
+    for number in (10, 11):
+        server.put(f"listed/part-{number}", b"%d\n" % number)
+    named = [f"s3://data/listed/part-{number}" for number in (1, 10, 11)]
+    for read in (standpipe.stream, standpipe.list, lambda uris, **o: standpipe.Dataset(uris, "lines", **o)):
+        with pytest.raises(standpipe.NotFoundError, match="part-1"):
+            list(read(named, **options))
+        assert len(list(read(named[1:], **options))) == 2
+        assert len(list(read(named[:1], **options))) == 2, "alone it is the beginning of both"
+
+
+def test_another_thread_closes_a_stream_that_waits(server: Server, options: Options) -> None:
+    import threading
+
+    server.put("slow-close/object", b"x" * 100)
+    server.script({"prefix": "data/slow-close/", "effect": "latency", "first_byte_ms": 8000, "operations": ["get"]})
+    stream = standpipe.stream("s3://data/slow-close/object", **options)
+    found: list[object] = []
+    reading = threading.Thread(target=lambda: found.append(list(stream)))
+    reading.start()
+    while not [entry for entry in server.log() if entry["operation"] == "get"]:
+        assert standpipe.stats(stream)["bytes"] == 0, "counters are told meanwhile"
+    stream.close()
+    reading.join(4)
+    assert found == [[]]

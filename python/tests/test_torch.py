@@ -467,3 +467,184 @@ def test_the_example_learns_its_images(server: Server, tmp_path: Path, monkeypat
     epochs = re.findall(r"epoch \d: (\d+) images, (\d+)% right", done.stdout)
     assert [int(seen) for seen, _ in epochs] == [240] * 4
     assert int(epochs[-1][1]) > 80, done.stdout
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_chunks_leave_workers(method: str, server: Server, options: Options) -> None:
+    for number in range(4):
+        server.put(f"torch-fixed/{number}", b"".join(b"%08d" % (number * 100 + record) for record in range(100)))
+    dataset = StreamingDataset("s3://data/torch-fixed/", "fixed:8", batch_size=10, **options)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=method, timeout=30)
+    assert [int(bytes(sample)) for batch in loader for sample in batch] == list(range(400))
+
+
+def test_the_process_that_trains_does_not_know_how_far_workers_are(shards: str, options: Options) -> None:
+    dataset = StreamingDataset(shards, "lines", transform=int, **options)
+    fresh = dataset.state_dict()
+    loader = DataLoader(dataset, batch_size=16, num_workers=2, timeout=30)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(RuntimeError, match="StatefulDataLoader"):
+        dataset.state_dict()
+    dataset.set_epoch(1)
+    assert dataset.state_dict() != fresh, "of the next epoch it knows that nothing was given"
+    del batches
+    assert next(iter(dataset)) is not None and dataset.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("workers", "method", "persistent"),
+    [
+        (0, None, False),
+        (1, "fork", False),
+        (2, "fork", False),
+        (2, "fork", True),
+        (1, "spawn", False),
+        (2, "spawn", True),
+    ],
+)
+def test_a_loaded_state_is_used_once(
+    workers: int, method: str | None, persistent: bool, shards: str, options: Options
+) -> None:
+    states = []
+    for worker in range(max(workers, 1)):
+        who = {"rank": 0, "world_size": 1, "worker": worker, "workers": max(workers, 1)}
+        part = standpipe.Dataset(shards, "lines", shuffle=50, **who, **options)
+        list(itertools.islice(part, 40))
+        states.append(part.state_dict())
+    dataset = StreamingDataset(shards, "lines", shuffle=50, transform=int, **options)
+    dataset.load_state_dict(standpipe.merge_states(states))
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=method,
+        persistent_workers=persistent,
+        timeout=30 if workers else 0,
+    )
+    left = 500 - 40 * len(states)
+    assert [len(list(loader)) for _ in range(2)] == [left, 500]
+    if method == "spawn" and not persistent:
+        return  # Each further pass starts interpreters.
+    assert len(list(loader)) == 500
+    dataset.load_state_dict(standpipe.merge_states(states))
+    assert [len(list(loader)) for _ in range(2)] == [left, 500], "workers that live on hear of it"
+    dataset.load_state_dict(standpipe.merge_states(states))
+    dataset.set_epoch(0)
+    assert len(list(loader)) == left
+    dataset.set_epoch(0)
+    assert len(list(loader)) == 500
+    dataset.load_state_dict(standpipe.merge_states(states))
+    dataset.set_epoch(3)
+    assert len(list(loader)) == 500, "a state of another epoch is not that of this one"
+
+
+def test_a_refused_state_is_not_lost(shards: str, options: Options) -> None:
+    dataset = StreamingDataset(shards, "lines", **options)
+    dataset.load_state_dict({"version": 99})
+    for _ in range(2):
+        with pytest.raises(standpipe.ConfigError, match="state"):
+            iter(dataset)
+
+
+def lists(server: Server) -> int:
+    return sum(entry["operation"] == "list" for entry in server.log())
+
+
+def test_workers_that_find_different_objects_refuse_to_read(server: Server, options: Options) -> None:
+    for number in range(8):
+        server.put(f"torch-grows/{number}.txt", b"%d\n" % number)
+
+    def begin(worker: int) -> None:
+        # The second one lists when the first has, and something was written meanwhile.
+        if worker == 1:
+            while not lists(server):
+                time.sleep(0.02)
+            server.put("torch-grows/0a.txt", b"9\n")
+
+    def loader(dataset: StreamingDataset) -> DataLoader[int]:
+        return DataLoader(
+            dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", worker_init_fn=begin, timeout=30
+        )
+
+    dataset = StreamingDataset("s3://data/torch-grows/", "lines", transform=int, **options)
+    try:
+        with pytest.raises(standpipe.ConfigError, match="list_once"):
+            list(loader(dataset))
+        server.request("DELETE", "/data/torch-grows/0a.txt")
+        assert sorted(loader(dataset.list_once())) == list(range(8))
+    finally:
+        server.request("DELETE", "/data/torch-grows/0a.txt")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_input_is_listed_once(method: str, shards: str, server: Server, options: Options) -> None:
+    dataset = StreamingDataset(shards, "lines", transform=int, **options)
+    if method == "fork":
+        dataset.list_once()
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=30)
+    # Each epoch of spawned workers starts interpreters.
+    for _epoch in range(2 if method == "fork" else 1):
+        assert sorted(loader) == list(range(500))
+    assert lists(server) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mixture_in_a_loader(workers: int, shards: str, server: Server, options: Options) -> None:
+    server.put("torch-other/x.txt", b"".join(b"%d\n" % number for number in range(1000, 1200)))
+    mixture = standpipe.Mixture(
+        {
+            "many": standpipe.Dataset(shards, "lines", shuffle=20, **options),
+            "few": standpipe.Dataset("s3://data/torch-other/", "lines", shuffle=20, **options),
+        },
+        {"many": 3, "few": 1},
+    )
+    dataset = StreamingDataset.of(mixture, transform=int)
+    loader = DataLoader(
+        dataset, batch_size=10, num_workers=workers, persistent_workers=workers > 0, timeout=30 if workers else 0
+    )
+    orders = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        orders.append(torch.cat(list(loader)).tolist())
+        assert sorted(orders[-1]) == [*range(500), *range(1000, 1200)]
+    assert orders[0] != orders[1], "workers that live on hear of the epoch"
+    if not workers:
+        assert dataset.stats()["few"]["samples"] == 200
+        first = StreamingDataset.of(mixture, transform=int)
+        first.set_epoch(0)
+        before = list(itertools.islice(first, 77))
+        dataset.load_state_dict(first.state_dict())
+        dataset.set_epoch(0)
+        assert before + list(dataset) == orders[0]
+
+
+def test_the_first_rank_lists_for_all(shards: str, server: Server, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        import torch.distributed as dist
+        import standpipe
+        from torch.utils.data import DataLoader
+        from standpipe.torch import StreamingDataset
+
+        rank = int(sys.argv[1])
+        dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+        try:
+            StreamingDataset("s3://data/torch-none/", "lines").list_once()
+        except standpipe.NotFoundError:
+            pass
+        else:
+            raise AssertionError("both are told what went wrong")
+        dataset = StreamingDataset({shards!r}, "lines", transform=int).list_once()
+        seen = list(DataLoader(dataset, batch_size=None, num_workers=1))
+        all_seen = [None, None]
+        dist.all_gather_object(all_seen, seen)
+        assert sorted(all_seen[0] + all_seen[1]) == list(range(500))
+        dist.destroy_process_group()
+        """)
+    )
+    ranks = [subprocess.Popen([sys.executable, str(script), str(rank)], env=environment(server)) for rank in range(2)]
+    assert [rank.wait(100) for rank in ranks] == [0, 0]
+    assert lists(server) == 2, "of what is missing and of what is there"

@@ -63,3 +63,12 @@ def test_a_missing_shard_is_an_error(server: Server) -> None:
         opener(**server.options)("s3://data/wds/none.tar").read()
     with pytest.raises(ValueError, match="read only"):
         opener(**server.options)("s3://data/wds/none.tar", "wb")
+
+
+def test_a_missing_shard_is_no_beginning_of_others(server: Server) -> None:
+    from standpipe.webdataset import opener
+
+    server.put("wds-missing/a.tar.idx", b"no archive")
+    with pytest.raises(FileNotFoundError):
+        opener(**server.options)("s3://data/wds-missing/a.tar").read()
+    assert opener(**server.options)("s3://data/wds-missing/a.tar.idx").read() == b"no archive"

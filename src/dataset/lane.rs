@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use futures::StreamExt as _;
 use futures::stream;
 
-use super::config::{DatasetConfig, OnError};
+use super::config::{DatasetConfig, Even, OnError};
 use super::plan::{Inputs, Part, Plan, Work, Zone};
 use super::progress::{Cursor, Place};
 use super::samples::Sample;
@@ -30,6 +30,9 @@ use crate::record::{Codec, Record, RecordDecoder};
 const GROUPS: usize = 2;
 /// Samples of a group at most, so that short lines don't make groups of a hundred thousand.
 const GROUP_SAMPLES: usize = 1024;
+/// Bytes of a group, without its last sample: what a compressed object holds is in memory group by group, however small
+/// the object is. As much as one step of decompression.
+pub(super) const GROUP_BYTES: u64 = 1 << 20;
 /// How often a lane that waits for the network looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long lanes that are no longer wanted are waited for: some looks.
@@ -212,14 +215,21 @@ impl Lane {
         let opened = self.from.item + u64::from(self.from.place.is_some());
         let last_begun = self.shared.plan.begun().max(opened);
         let fresh = self.first(last_begun);
-        // Opened now, so that it is ready when what was begun is read.
-        let mut stream = self.fresh_stream(fresh)?;
+        // Opened now, so that it is ready when what was begun is read. Where memory is tight the next part of what was
+        // begun needs the room: a lane must get on with one stream, as it did before it was interrupted.
+        let mut stream = match self.has_room() {
+            true => self.fresh_stream(fresh)?,
+            false => None,
+        };
         while number < last_begun {
             let Some(work) = self.shared.plan.item(number) else {
                 return Ok(());
             };
             self.begun(number, self.placed(number, work))?;
             number += self.lanes;
+        }
+        if stream.is_none() {
+            stream = self.fresh_stream(fresh)?;
         }
         while let (Some(stream), Some(Work::Object(part))) =
             (&mut stream, self.shared.plan.item(number))
@@ -230,6 +240,13 @@ impl Lane {
             number += self.lanes;
         }
         Ok(())
+    }
+
+    /// Whether all lanes may have two streams, and leave half of the memory to others.
+    fn has_room(&self) -> bool {
+        let engine = &self.shared.engine;
+        let streams = engine.budget().limit() / engine.part_bytes().max(1);
+        self.lanes.saturating_mul(4) <= streams
     }
 
     /// The first item of this lane from `number` on.
@@ -308,10 +325,21 @@ impl Lane {
     }
 
     fn send(&self, group: Group) -> Result<(), Stop> {
+        // Whoever waits for this thread's end takes groups, too.
+        if self.shared.stop.load(Ordering::Relaxed) {
+            return Err(Stop::Unwanted);
+        }
         self.sender.send(Ok(group)).map_err(|_| Stop::Unwanted)
     }
 
     fn chunk(&self, stream: &mut BlockingReader) -> Result<Option<Chunk>, Stop> {
+        let since = Instant::now();
+        let chunk = self.next_chunk(stream);
+        self.shared.counters.starved(since.elapsed());
+        chunk
+    }
+
+    fn next_chunk(&self, stream: &mut BlockingReader) -> Result<Option<Chunk>, Stop> {
         loop {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return Err(Stop::Unwanted);
@@ -332,6 +360,9 @@ struct Item<'a> {
     /// Records that are still wanted; none: all.
     left: Option<u64>,
     group: Vec<Tagged>,
+    group_bytes: u64,
+    /// Time in which the consumer had enough.
+    held: Duration,
 }
 
 impl<'a> Item<'a> {
@@ -341,6 +372,8 @@ impl<'a> Item<'a> {
             number,
             left,
             group: Vec::new(),
+            group_bytes: 0,
+            held: Duration::ZERO,
         }
     }
 
@@ -370,6 +403,7 @@ impl<'a> Item<'a> {
         let mut record = record;
         while let Some(chunk) = self.lane.chunk(stream)? {
             let ends_object = chunk.ends_object;
+            let (since, held) = (Instant::now(), self.held);
             if let Some(decoder) = &mut decoder {
                 decoder.push(chunk.bytes.clone());
                 if ends_object {
@@ -384,11 +418,34 @@ impl<'a> Item<'a> {
                 decoder = None;
             }
             drop(chunk);
-            if ends_object || self.left == Some(0) {
+            let decoding = since.elapsed().saturating_sub(self.held - held);
+            self.lane.shared.counters.decoded(decoding);
+            if self.left == Some(0) {
                 break;
+            }
+            if ends_object {
+                return self.compare(part.object, record);
             }
         }
         Ok(())
+    }
+
+    /// An object that holds other than the number of records that was given for it makes consumers uneven. Where corrupt
+    /// ones are left out, the others are filled up anyway.
+    fn compare(&self, object: u32, records: u64) -> Result<(), Stop> {
+        let Shared { inputs, config, .. } = &*self.lane.shared;
+        if config.even == Even::None || config.on_error == OnError::Skip {
+            return Ok(());
+        }
+        match inputs.counts.as_ref().map(|all| all[object as usize]) {
+            Some(given) if given != records => {
+                let uri = &inputs.objects[object as usize].id.uri;
+                let reason =
+                    format!("{uri} holds {records} records, and {given} were given for it");
+                Err(Error::unusable("counts", reason, "count them anew").into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All records that are there; `false` when no more can be found in this object.
@@ -447,12 +504,13 @@ impl<'a> Item<'a> {
             epoch: self.lane.shared.epoch,
             record: self.lent_or_own(record, codec),
         };
+        self.group_bytes += sample.record.len_bytes();
         self.group.push(Tagged {
             sample,
             item: self.number,
             next,
         });
-        match self.group.len() >= GROUP_SAMPLES {
+        match self.group.len() >= GROUP_SAMPLES || self.group_bytes >= GROUP_BYTES {
             true => self.flush(),
             false => Ok(()),
         }
@@ -472,9 +530,13 @@ impl<'a> Item<'a> {
         if self.group.is_empty() {
             return Ok(());
         }
+        self.group_bytes = 0;
+        let since = Instant::now();
         self.lane.send(Group {
             samples: std::mem::take(&mut self.group),
             ends_item: false,
-        })
+        })?;
+        self.held += since.elapsed();
+        Ok(())
     }
 }

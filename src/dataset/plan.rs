@@ -192,6 +192,11 @@ impl List {
         }
     }
 
+    /// How many items consumer `index` of `count` has.
+    fn dealt(&self, index: usize, count: usize) -> u64 {
+        self.len().saturating_sub(index).div_ceil(count) as u64
+    }
+
     /// What is left when each consumer is as far as it told.
     fn left(&self, epoch: u64, generation: &Generation) -> Self {
         let count = generation.consumers.max(1) as usize;
@@ -246,6 +251,10 @@ impl List {
         };
         let mut parts = Vec::new();
         let last = window.next.item + u64::from(window.next.place.is_some());
+        // Samples that were given again, to pad, are not missed. Such a window may begin at an own item that held nothing.
+        if last > self.dealt(index, count) {
+            return None;
+        }
         for number in progress.at.item..last {
             match item(number) {
                 Some(Work::Window { parts, len, .. }) => {
@@ -260,7 +269,6 @@ impl List {
                 None => break,
             }
         }
-        // Samples that were given again, to pad, are not missed.
         (!parts.is_empty()).then_some(Work::Window {
             parts,
             len: window.len,

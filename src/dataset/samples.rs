@@ -9,6 +9,7 @@ use super::plan::{Inputs, Plan};
 use super::progress::Progress;
 use super::state::{DatasetState, Generation, Position, Resume};
 use super::stats::{Counters, Stats};
+use super::watch::Watch;
 use super::window::Windows;
 use crate::error::{Error, Result};
 use crate::object::ObjectId;
@@ -81,6 +82,7 @@ pub struct Samples {
     told: bool,
     counters: Arc<Counters>,
     stats: Stats,
+    watch: Watch,
 }
 
 /// An epoch that is being read.
@@ -89,6 +91,8 @@ struct Run {
     lanes: Lanes,
     windows: Windows,
     target: Option<u64>,
+    /// Whether samples of the epoch are given again until there are so many.
+    is_padded: bool,
     /// What comes behind the samples that are there.
     failed: Option<Error>,
 }
@@ -114,6 +118,8 @@ impl Samples {
         config: DatasetConfig,
         resume: Resume,
     ) -> Result<Self> {
+        let counters = Arc::<Counters>::default();
+        let watch = Watch::new(inputs.clone(), config.clone(), &resume, counters.clone());
         let mut samples = Self {
             engine,
             inputs,
@@ -130,8 +136,9 @@ impl Samples {
             skip: resume.position.skip,
             failed: None,
             told: false,
-            counters: Arc::default(),
+            counters,
             stats: Stats::default(),
+            watch,
         };
         if !samples.is_last_done() {
             samples.run = Some(samples.open()?);
@@ -141,7 +148,8 @@ impl Samples {
 
     fn is_last_done(&self) -> bool {
         let epochs = self.config.epochs;
-        epochs.is_some_and(|epochs| self.epoch >= self.first_epoch.saturating_add(epochs))
+        self.watch.is_stopped()
+            || epochs.is_some_and(|epochs| self.epoch >= self.first_epoch.saturating_add(epochs))
     }
 
     fn open(&self) -> Result<Run> {
@@ -163,6 +171,7 @@ impl Samples {
         Ok(Run {
             lanes,
             target: plan.target,
+            is_padded: plan.padding_round() > 0,
             failed: None,
             windows: Windows::new(plan, self.config.shuffle, self.epoch, self.start),
         })
@@ -185,9 +194,12 @@ impl Samples {
 
     /// How far this consumer is: exactly what it delivered, whatever was read ahead.
     pub fn state(&self) -> DatasetState {
-        let mut generations = self.earlier.clone();
-        generations.push(Generation::of(&self.config, self.delivered));
-        DatasetState::of_consumer(&self.inputs, &self.config, self.first_epoch, generations)
+        self.watch.state()
+    }
+
+    /// For other threads, while this one waits.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Waits at most `limit` for the next sample.
@@ -253,12 +265,18 @@ impl Samples {
                 skip: self.skip,
             };
         }
+        self.watch.delivered(self.delivered, &self.stats);
     }
 
     /// The next sample of this epoch, or its end.
     pub(super) fn step(&mut self, deadline: Instant) -> Result<Next> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
+        }
+        if self.watch.is_stopped() {
+            self.run = None;
+            self.batch.clear();
+            return Ok(Next::End);
         }
         let next = self.try_step(deadline);
         if let Err(error) = &next {
@@ -294,12 +312,18 @@ impl Samples {
                 return Err(error);
             }
             if run.windows.has_ended() {
-                return Ok(Next::End);
+                let given = run.windows.progress().given;
+                return match run.target.filter(|_| !run.is_padded) {
+                    Some(target) => Err(too_few(given, target)),
+                    None => Ok(Next::End),
+                };
             }
             let since = Instant::now();
-            let taken = run.lanes.take(deadline)?;
+            self.watch.waits();
+            let taken = run.lanes.take(deadline);
             self.stats.waited += since.elapsed();
-            match taken {
+            self.watch.waited(&self.stats);
+            match taken? {
                 Taken::Group(group) => run.windows.push(group.samples),
                 Taken::End => run.windows.end(),
                 Taken::TimedOut => return Ok(Next::TimedOut),
@@ -354,6 +378,7 @@ impl Samples {
             progress: self.start,
             skip: self.skip,
         };
+        self.watch.delivered(self.delivered, &self.stats);
         if self.is_last_done() {
             return Ok(());
         }
@@ -368,6 +393,18 @@ impl Samples {
             }
         }
     }
+}
+
+/// A consumer that ends before the others lets them wait in their next collective operation.
+fn too_few(given: u64, target: u64) -> Error {
+    let reason = format!(
+        "this consumer has {given} samples, and {target} by the records that were given for its objects"
+    );
+    Error::unusable(
+        "counts",
+        reason,
+        "count the records anew, or read without even",
+    )
 }
 
 /// Blocks until there is a sample. An error is the last item.

@@ -313,6 +313,55 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// D4: also those that go on from merged states of other numbers of consumers, some of which were padding.
+    #[test]
+    fn even_consumers_of_a_merged_state_get_equally_many(
+        case in cases(), pad in any::<bool>(),
+        generations in vec((1u32..5, 1u32..3, 0usize..30), 1..3),
+        last in (1u32..4, 1u32..3),
+    ) {
+        let Case { format, codec, counts, mut config } = case;
+        let data = World::new(format, codec, &counts);
+        config.even = if pad { Even::Pad } else { Even::Drop };
+        if format != RecordFormat::Raw {
+            config.counts = Some(data.counts.clone());
+        }
+        config.epochs = Some(1);
+        let mut all = Vec::new();
+        let mut state: Option<DatasetState> = None;
+        let mut read = |state: &Option<DatasetState>, world, workers, stop| {
+            let (mut states, mut each) = (Vec::new(), Vec::new());
+            for consumer in consumers(world, workers) {
+                let mut dataset = data.dataset(&config, consumer);
+                if let Some(state) = state {
+                    dataset.load(state).unwrap();
+                }
+                let (names, state) = take(&dataset, stop);
+                each.push(names.len());
+                all.extend(names);
+                states.push(stored(&state));
+            }
+            (stored(&DatasetState::merge(&states).unwrap()), each)
+        };
+        for (world, workers, stop) in &generations {
+            state = Some(read(&state, *world, *workers, *stop).0);
+        }
+        let (_, each) = read(&state, last.0, last.1, usize::MAX);
+        prop_assert!(each.iter().all(|len| *len == each[0]), "{each:?}");
+        let mut all = sorted(&all, 0);
+        let given = all.len();
+        all.dedup();
+        if pad {
+            prop_assert_eq!(&all, &data.all);
+        } else {
+            prop_assert_eq!(all.len(), given);
+        }
+    }
+}
+
 fn lines(counts: &[usize]) -> (World, DatasetConfig) {
     let format = RecordFormat::Lines;
     let mut decoding = Decoding::new(format);
@@ -577,6 +626,145 @@ fn rows_of_groups_come_once() {
     }
     let dataset = Dataset::of_rows(&groups, config(Consumer::ALONE, 0)).unwrap();
     assert_eq!(read(&dataset, usize::MAX).0, all, "in order");
+}
+
+/// D4: counts that are not true would let one consumer wait for the others without end.
+#[test]
+fn an_object_of_another_count_is_named() {
+    let (data, mut config) = lines(&[10, 10, 10, 5]);
+    for (even, counts) in [
+        (Even::Drop, [10; 4]),
+        (Even::Pad, [10; 4]),
+        (Even::Pad, [10, 10, 10, 2]),
+    ] {
+        config.even = even;
+        config.counts = Some(counts.to_vec());
+        let errors: Vec<Error> = consumers(2, 1)
+            .into_iter()
+            .filter_map(|consumer| {
+                let mut samples = data.dataset(&config, consumer).samples().unwrap();
+                samples.find_map(Result::err)
+            })
+            .collect();
+        assert_eq!(errors.len(), 1, "{even:?}: {errors:?}");
+        let told = errors[0].to_string();
+        assert!(
+            told.starts_with("counts: memory://bucket/003 holds 5 records"),
+            "{told}"
+        );
+    }
+}
+
+/// D8: what a compressed object holds is in memory group by group, however small the object is.
+#[test]
+fn threads_hand_over_what_they_decompress_in_groups_of_bounded_bytes() {
+    use std::io::Write as _;
+
+    let client = MemoryClient::default();
+    let line = [&[b'x'; 99_999][..], b"\n"].concat();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    (0..200).for_each(|_| gzip.write_all(&line).unwrap());
+    let uri: ObjectUri = "memory://bucket/packed.gz".parse().unwrap();
+    client.put(uri.clone(), gzip.finish().unwrap());
+    let listing = vec![runtime().block_on(client.head(&uri)).unwrap()];
+    let engine =
+        Prefetcher::new(Arc::new(client), PrefetchConfig::default(), Arc::default()).unwrap();
+    let config = DatasetConfig::new(Decoding::new(RecordFormat::Lines));
+    let inputs = Arc::new(Inputs::new(listing, &config).unwrap());
+    let plan = Arc::new(plan::Plan::new(&inputs, &config, 0, &[]));
+    let mut lanes = lane::Lanes::start(
+        engine,
+        inputs,
+        config,
+        plan,
+        0,
+        Arc::default(),
+        progress::Cursor::default(),
+    )
+    .unwrap();
+    let (mut samples, mut largest) = (0, 0_u64);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let lane::Taken::Group(group) = lanes.take(deadline).unwrap() {
+        let bytes = group.samples.iter();
+        let bytes: u64 = bytes.map(|tagged| tagged.sample.record.len_bytes()).sum();
+        samples += group.samples.len();
+        largest = largest.max(bytes);
+    }
+    assert_eq!(samples, 200);
+    assert!(
+        largest <= lane::GROUP_BYTES + line.len() as u64,
+        "{largest} bytes"
+    );
+}
+
+/// D2: a run that had just enough memory has enough to go on.
+#[test]
+fn going_on_takes_no_more_memory_than_beginning() {
+    let client = MemoryClient::default();
+    let listing: Vec<ObjectMeta> = (0..24_u8)
+        .map(|index| {
+            let uri: ObjectUri = format!("memory://bucket/{index:02}").parse().unwrap();
+            client.put(uri.clone(), vec![index; 80 << 10]);
+            runtime().block_on(client.head(&uri)).unwrap()
+        })
+        .collect();
+    let mut config = DatasetConfig::new(Decoding::new("fixed:1024".parse().unwrap()));
+    config.decoding.compression = Compression::Is(Codec::None);
+    for threads in [1, 4] {
+        config.threads = threads;
+        let prefetch = PrefetchConfig {
+            memory_bytes: threads as u64 * (64 << 10),
+            part_bytes: 64 << 10,
+            ..PrefetchConfig::default()
+        };
+        let dataset = |consumer: Consumer| {
+            let engine =
+                Prefetcher::new(Arc::new(client.clone()), prefetch.clone(), Arc::default());
+            let mut config = config.clone();
+            config.consumer = consumer;
+            Dataset::new(engine.unwrap(), listing.clone(), config).unwrap()
+        };
+        let taken = |dataset: &Dataset, limit: usize| {
+            let mut samples = dataset.samples().unwrap();
+            let found = samples.by_ref().take(limit).map(Result::unwrap).count();
+            (found, samples.state())
+        };
+        let mut own = dataset(Consumer::ALONE);
+        let (first, state) = taken(&own, 100);
+        own.load(&state).unwrap();
+        assert_eq!(first + taken(&own, usize::MAX).0, 24 * 80);
+        let parts: Vec<(usize, DatasetState)> = consumers(5, 1)
+            .into_iter()
+            .map(|consumer| taken(&dataset(consumer), 100))
+            .collect();
+        let states: Vec<DatasetState> = parts.iter().map(|part| part.1.clone()).collect();
+        let mut merged = dataset(Consumer::ALONE);
+        merged.load(&DatasetState::merge(&states).unwrap()).unwrap();
+        let given: usize = parts.iter().map(|part| part.0).sum();
+        assert_eq!(given + taken(&merged, usize::MAX).0, 24 * 80);
+    }
+}
+
+/// Others ask and stop a reader while it waits.
+#[test]
+fn a_watch_tells_and_stops_from_another_thread() {
+    let (data, mut config) = lines(&[8; 4]);
+    config.epochs = None;
+    let mut samples = data.dataset(&config, Consumer::ALONE).samples().unwrap();
+    for _ in 0..9 {
+        samples.next().unwrap().unwrap();
+    }
+    let watch = samples.watch().clone();
+    assert_eq!(watch.state(), samples.state());
+    assert_eq!((watch.stats().samples, watch.epoch()), (9, 0));
+    let reading = std::thread::spawn(move || samples.by_ref().map(Result::unwrap).count());
+    while watch.stats().samples < 100 {
+        std::thread::yield_now();
+    }
+    watch.stop();
+    let read = reading.join().unwrap() as u64;
+    assert_eq!(watch.stats().samples, 9 + read);
+    assert!(watch.epoch() > 0);
 }
 
 /// D2: by a ranged request at the record's first byte; with a window, at the window's.

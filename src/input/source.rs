@@ -25,6 +25,8 @@ pub enum Lookup {
     ListFirst,
     /// The object of this key, unseen: its size is unknown until it is read.
     GetFirst,
+    /// The object of this key, which must be there: a HEAD tells its size and date.
+    Object,
 }
 
 /// What was typed: a URI, or a pattern with braces.
@@ -118,6 +120,28 @@ impl Source {
         Ok(first.with_key(&first.key()[..end]))
     }
 
+    /// The objects of several sources, in order, sizes and dates told; [`HEADS_AHEAD`] are looked for at a time. What
+    /// stands in a list and has no `/` at its end is an object: were it taken for the beginning of many keys, as a lone
+    /// URI is, a list with a missing `part-1` would give `part-10` twice.
+    pub fn objects_of(sources: Vec<Self>, client: &Arc<dyn ObjectClient>) -> Objects {
+        let lookup = match sources.len() {
+            0 | 1 => Lookup::ListFirst,
+            _ => Lookup::Object,
+        };
+        let client = client.clone();
+        stream::iter(sources)
+            .map(move |source| {
+                let mut objects = source.objects(&client, lookup);
+                async move {
+                    let first = objects.next().await;
+                    stream::iter(first).chain(objects)
+                }
+            })
+            .buffered(HEADS_AHEAD)
+            .flatten()
+            .boxed()
+    }
+
     /// Its objects, in order, found while they are read.
     pub fn objects(&self, client: &Arc<dyn ObjectClient>, lookup: Lookup) -> Objects {
         let client = client.clone();
@@ -131,7 +155,7 @@ impl Source {
                     let uri = uri?;
                     Ok(match (is_prefix(&uri), lookup) {
                         (true, _) => listed(&client, &uri),
-                        (false, Lookup::ListFirst) => {
+                        (false, Lookup::ListFirst | Lookup::Object) => {
                             let meta = client.head(&uri).await?;
                             stream::once(std::future::ready(Ok(meta))).boxed()
                         }
@@ -182,6 +206,7 @@ fn lone(client: Arc<dyn ObjectClient>, uri: ObjectUri, lookup: Lookup) -> Object
     match lookup {
         _ if is_prefix(&uri) => listed(&client, &uri),
         _ if uri.scheme() == Scheme::File => local(client, uri),
+        Lookup::Object => told(client, uri),
         Lookup::GetFirst => unseen(uri),
         Lookup::ListFirst => first_entry_decides(client, uri),
         Lookup::Prefix => {
@@ -204,6 +229,10 @@ fn local(client: Arc<dyn ObjectClient>, uri: ObjectUri) -> Objects {
     .into_stream()
     .try_flatten()
     .boxed()
+}
+
+fn told(client: Arc<dyn ObjectClient>, uri: ObjectUri) -> Objects {
+    async move { client.head(&uri).await }.into_stream().boxed()
 }
 
 fn unseen(uri: ObjectUri) -> Objects {
@@ -420,6 +449,37 @@ mod tests {
             let found = found(false, text, lookup);
             assert_eq!(found, (keys.into(), requests.into()), "{text} {lookup:?}");
         }
+    }
+
+    #[test]
+    fn what_stands_in_a_list_is_an_object() {
+        let of = |texts: &[&str]| {
+            let noted = bucket(false);
+            let client: Arc<dyn ObjectClient> = noted.clone();
+            let sources = texts.iter().map(|text| text.parse().unwrap()).collect();
+            let objects = Source::objects_of(sources, &client).try_collect::<Vec<_>>();
+            let keys = futures::executor::block_on(objects).map(|metas| {
+                let keys = metas.iter().map(|meta| meta.id.uri.key().to_owned());
+                keys.collect::<Vec<_>>().join(" ")
+            });
+            let requests = noted.requests.lock().unwrap().join(", ");
+            (keys.unwrap_or_else(|error| error.to_string()), requests)
+        };
+        assert_eq!(
+            of(&["s3://m/tra"]),
+            ("train train-old/x train/1".into(), "LIST s3://m/tra".into()),
+            "alone it may be the beginning of many"
+        );
+        assert_eq!(
+            of(&["s3://m/train", "s3://m/dir/", "s3://m/s{0..1}"]).0,
+            "train dir/a dir/b s0 s1"
+        );
+        let (error, _) = of(&["s3://m/train", "s3://m/di", "s3://m/dir/a"]);
+        assert!(error.starts_with("s3://m/di: not found"), "{error}");
+        assert_eq!(
+            of(&["s3://m/s1", "s3://m/s0"]).1,
+            "HEAD s3://m/s1, HEAD s3://m/s0"
+        );
     }
 
     #[test]

@@ -79,10 +79,12 @@ impl Prefetcher {
         metrics.concurrency_target.set(config.concurrency as u64);
         let budget = MemoryBudget::new(config.memory_bytes);
         let pool = BufferPool::new(config.memory_bytes, metrics.clone());
+        let part_bytes = config.part_bytes;
         let core = Mutex::new(Core::new(config, budget.clone()));
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             this: this.clone(),
             core,
+            part_bytes,
             client,
             pool,
             budget,
@@ -107,6 +109,11 @@ impl Prefetcher {
     /// Its memory.
     pub fn budget(&self) -> &MemoryBudget {
         &self.0.budget
+    }
+
+    /// What it fetches at once at most.
+    pub fn part_bytes(&self) -> u64 {
+        self.0.part_bytes
     }
 
     /// The counters at this moment, the memory's included.
@@ -260,6 +267,7 @@ impl fmt::Debug for Prefetcher {
 struct Shared {
     this: Weak<Shared>,
     core: Mutex<Core>,
+    part_bytes: u64,
     client: Arc<dyn ObjectClient>,
     pool: BufferPool,
     budget: MemoryBudget,

@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 
-use super::gzip::Gzip;
+use super::gzip::{self, Gzip};
 use super::input::Input;
 use super::zstd::Zstd;
-use super::{Flaw, RecordFormat};
+use super::{Flaw, RecordFormat, tfrecord};
 use crate::error::Error;
 
 /// The most that one step puts out: however much a few bytes expand to, memory does not.
@@ -43,18 +43,34 @@ impl Codec {
     }
 
     /// What an object's first bytes say; `None`: more of them are needed.
-    fn of_magic(bytes: &Input) -> Option<Self> {
-        let head = |n| bytes.available() >= n || bytes.ended();
-        match bytes.peek::<2>() {
-            Some([0x1f, 0x8b]) => return Some(Self::Gzip),
-            Some([0x28, 0xb5]) => {}
+    ///
+    /// Two bytes are too few for gzip: a TFRecord of 35,615 bytes begins with them, as one in 65,536 objects of binary
+    /// records does. So the whole header is looked at, and a TFRecord's own header, which has a CRC, goes before.
+    fn of_magic(bytes: &Input, format: Option<RecordFormat>) -> Option<Self> {
+        let too_short = || bytes.ended().then_some(Self::None);
+        let suspect = match bytes.peek::<2>() {
+            Some([0x1f, 0x8b]) => Self::Gzip,
+            Some([0x28, 0xb5]) => Self::Zstd,
             Some(_) => return Some(Self::None),
-            None => return head(2).then_some(Self::None),
+            None => return too_short(),
+        };
+        if format == Some(RecordFormat::TfRecord) {
+            match bytes.peek() {
+                Some(header) if tfrecord::is_header(&header) => return Some(Self::None),
+                None if !bytes.ended() => return None,
+                _ => {}
+            }
         }
-        match bytes.peek::<4>() {
-            Some([0x28, 0xb5, 0x2f, 0xfd]) => Some(Self::Zstd),
-            Some(_) => Some(Self::None),
-            None => head(4).then_some(Self::None),
+        let is_it = match suspect {
+            Self::Gzip => bytes.peek().map(|header| gzip::is_header(&header)),
+            _ => bytes
+                .peek::<4>()
+                .map(|magic| magic == [0x28, 0xb5, 0x2f, 0xfd]),
+        };
+        match is_it {
+            Some(true) => Some(suspect),
+            Some(false) => Some(Self::None),
+            None => too_short(),
         }
     }
 }
@@ -121,6 +137,8 @@ impl fmt::Display for Compression {
 pub struct Decompressor {
     input: Input,
     state: State,
+    /// What is in it, where that is known.
+    format: Option<RecordFormat>,
 }
 
 #[derive(Debug)]
@@ -148,6 +166,15 @@ impl Decompressor {
         Self {
             input: Input::at(0),
             state: codec.map_or(State::Unknown, State::of),
+            format: None,
+        }
+    }
+
+    /// The same for an object of records: what begins like these is not taken for compressed.
+    pub(super) fn of_records(codec: Option<Codec>, format: RecordFormat) -> Self {
+        Self {
+            format: Some(format),
+            ..Self::new(codec)
         }
     }
 
@@ -178,7 +205,7 @@ impl Decompressor {
     /// A fatal [`Flaw`] whose offset is that of compressed bytes.
     pub fn next_chunk(&mut self) -> Result<Option<Bytes>, Flaw> {
         if let State::Unknown = self.state {
-            match Codec::of_magic(&self.input) {
+            match Codec::of_magic(&self.input, self.format) {
                 Some(codec) => self.state = State::of(codec),
                 None => return Ok(None),
             }

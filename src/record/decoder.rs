@@ -85,7 +85,7 @@ impl Decoding {
     fn start(&self, codec: Option<Codec>, offset: u64) -> RecordDecoder {
         let plain = codec == Some(Codec::None);
         RecordDecoder {
-            decompressor: (!plain).then(|| Decompressor::new(codec)),
+            decompressor: (!plain).then(|| Decompressor::of_records(codec, self.format)),
             discard: if plain { 0 } else { offset },
             offset,
             input: Input::at(offset),

@@ -11,6 +11,14 @@ use super::input::Input;
 /// The largest window of deflate, 2^15 bytes.
 const WINDOW_BITS: u8 = 15;
 
+/// Whether a member may begin so (RFC 1952, 2.3): the magic number, deflate, no reserved flag, a known system or 255.
+pub(super) fn is_header(bytes: &[u8; 10]) -> bool {
+    let [0x1f, 0x8b, 8, flags, .., system] = bytes else {
+        return false;
+    };
+    *flags < 0x20 && (*system <= 13 || *system == 255)
+}
+
 /// Undoes gzip.
 #[derive(Debug)]
 pub(super) struct Gzip {

@@ -432,6 +432,45 @@ fn a_bomb_takes_no_more_memory_than_a_step_and_a_record() {
     );
 }
 
+/// Whole objects that begin with gzip's two bytes, or zstd's four, and are neither.
+#[test]
+fn what_begins_like_compressed_bytes_is_not_taken_for_them() {
+    for len in [0x8b1f, 0x8b1f + (1 << 16)] {
+        let mut object = Vec::new();
+        tfrecord::encode(&vec![7; len], &mut object);
+        assert_eq!(object[..2], [0x1f, 0x8b]);
+        let pieces: [Bytes; 2] = [object[..5].to_vec().into(), object[5..].to_vec().into()];
+        let decoder = Decoding::new(RecordFormat::TfRecord).decoder("key");
+        let (records, flaws) = decode(decoder, &pieces);
+        assert_eq!((records.len(), flaws.len()), (1, 0), "{len}: {flaws:?}");
+    }
+    let fixed: RecordFormat = "fixed:4".parse().unwrap();
+    for begin in [
+        &[0x1f_u8, 0x8b][..],
+        &[0x1f, 0x8b, 8, 0xff, 0, 0, 0, 0, 0, 0],
+        &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 99],
+        &[0x28, 0xb5, 0, 0],
+    ] {
+        let mut object = begin.to_vec();
+        object.resize(12, 1);
+        let (records, flaws) = decode(Decoding::new(fixed).decoder("key"), &[object.into()]);
+        assert_eq!((records.len(), flaws.len()), (3, 0), "{begin:?}: {flaws:?}");
+    }
+    // And what is compressed is found out in any pieces, inside of which there may be such records.
+    let mut plain = Vec::new();
+    tfrecord::encode(b"payload", &mut plain);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&plain).unwrap();
+    let pieces: Vec<Bytes> = gzip
+        .finish()
+        .unwrap()
+        .chunks(1)
+        .map(Bytes::copy_from_slice)
+        .collect();
+    let decoder = Decoding::new(RecordFormat::TfRecord).decoder("key");
+    assert_eq!(decode(decoder, &pieces).0.len(), 1);
+}
+
 #[test]
 fn a_detached_record_is_equal_and_shares_nothing() {
     let object = Bytes::from_static(b"one\ntwo\n");

@@ -72,6 +72,11 @@ fn length(header: &[u8; HEADER_BYTES]) -> Result<u64, String> {
     ))
 }
 
+/// Whether a record begins so.
+pub(super) fn is_header(bytes: &[u8; HEADER_BYTES]) -> bool {
+    length(bytes).is_ok()
+}
+
 fn masked_crc(bytes: &[u8]) -> u32 {
     let crc = Checksum::of(ChecksumAlgorithm::Crc32c, bytes).value as u32;
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
