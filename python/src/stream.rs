@@ -122,7 +122,7 @@ pub(crate) fn open_unlisted(
         let client = client.clone();
         async move { client.head(&uri).await }
     });
-    Stream::over(py, engine, heads.buffered(REFERENCES_AHEAD).boxed())
+    Stream::over(py, engine, heads.buffered(REFERENCES_AHEAD).boxed(), None)
 }
 
 /// The bytes of objects, in order: an iterator of `Chunk`s that reads ahead while you work.
