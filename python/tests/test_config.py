@@ -46,14 +46,14 @@ def test_variables_fill_in_what_is_not_given(monkeypatch: pytest.MonkeyPatch) ->
     assert config() == config(memory="64MiB", concurrency=7, no_sign_request=True)
     assert config(memory="128MiB", concurrency=3) != config()
     assert "memory=67108864" in repr(config()) and "region" not in repr(config())
-    for text, pays in {"0": False, "no": False, "1": True, "requester": True}.items():
-        monkeypatch.setenv("STANDPIPE_REQUEST_PAYER", text)
-        assert config() == config(request_payer=pays)
-    monkeypatch.delenv("STANDPIPE_REQUEST_PAYER")
     monkeypatch.setenv("STANDPIPE_NO_SIGN_REQUEST", "perhaps")
     with pytest.raises(standpipe.ConfigError, match="STANDPIPE_NO_SIGN_REQUEST"):
         config()
     monkeypatch.delenv("STANDPIPE_NO_SIGN_REQUEST")
+    for text, pays in {"0": False, "no": False, "1": True, "requester": True}.items():
+        monkeypatch.setenv("STANDPIPE_REQUEST_PAYER", text)
+        assert config() == config(request_payer=pays)
+    monkeypatch.delenv("STANDPIPE_REQUEST_PAYER")
     monkeypatch.setenv("STANDPIPE_CONCURRENCY", "many")
     with pytest.raises(standpipe.ConfigError, match="STANDPIPE_CONCURRENCY"):
         config()

@@ -296,9 +296,9 @@ def test_a_chunk_pickles_with_its_bytes(server: Server, options: Options) -> Non
 
     body = content(100_000, 9)
     server.put("pickled/object", body)
-    (chunk,) = standpipe.stream("s3://data/pickled/object", part_size="1MiB", **options)
+    chunk, *_ = standpipe.stream("s3://data/pickled/object", **options)
     for again in (pickle.loads(pickle.dumps(chunk)), copy.deepcopy(chunk)):
-        assert bytes(again) == body and memoryview(again) == memoryview(chunk)
+        assert bytes(again) == body[: len(chunk)] and memoryview(again) == memoryview(chunk)
         for name in ("uri", "bucket", "key", "etag", "object_size", "offset", "ends_object"):
             assert getattr(again, name) == getattr(chunk, name), name
     chunk.release()
