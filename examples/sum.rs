@@ -72,8 +72,10 @@ impl Digest {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let mut s3 = S3Config::default();
-    s3.anonymous = true;
+    let mut s3 = S3Config {
+        anonymous: true,
+        ..S3Config::default()
+    };
     let server;
     let uri: ObjectUri = match env::args().nth(1) {
         Some(uri) => uri.parse()?,

@@ -105,10 +105,7 @@ impl Chunk {
     }
 
     /// For pickle, by which samples leave the workers of a loader: its bytes, copied.
-    fn __getnewargs_ex__<'py>(
-        &self,
-        py: Python<'py>,
-    ) -> PyResult<((String, Bound<'py, PyBytes>), Bound<'py, PyDict>)> {
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<NewArguments<'py>> {
         let given = PyDict::new(py);
         given.set_item("offset", self.offset)?;
         given.set_item("etag", self.etag())?;
@@ -297,3 +294,6 @@ unsafe fn fill(
         (*view).internal = ptr::null_mut();
     }
 }
+
+/// What pickle gives to `__new__`: by position, and by name.
+type NewArguments<'py> = ((String, Bound<'py, PyBytes>), Bound<'py, PyDict>);

@@ -20,6 +20,7 @@ use crate::wait::SLICE;
 
 /// The FIFO of one epoch of a channel; opened when it is first asked. `timeout` is how many seconds it may give nothing.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are Python's, by name")]
 #[pyo3(signature = (directory, channel, epoch, format, compression, max_record_size, timeout))]
 pub(crate) fn open_fifo(
     py: Python<'_>,

@@ -9,7 +9,7 @@ import standpipe
 from conftest import Server
 
 # They are tested where their frameworks are.
-FRAMEWORKS = {"standpipe.torch", "standpipe.tensorflow", "standpipe.torchdata", "standpipe.ray"}
+FRAMEWORKS = {f"standpipe.{name}" for name in ("torch", "_told", "tensorflow", "torchdata", "ray")}
 MODULES = [
     "standpipe",
     *(
