@@ -36,6 +36,7 @@ bench-fastfile: ## the mount beside rclone, s3fs and local files, into bench-out
 bench-peers: ## the Python package beside its peers, into bench-out; ARGS="--quick --row tar", ARGS=--list (release build)
 	@sh scripts/setup python-peers
 	cargo build --release --locked --workspace --all-features --bins --example sum
+	rm -f target/peers-wheel/*.whl
 	.venv/bin/maturin build --release --locked --features as-tested --manifest-path python/Cargo.toml \
 	    --interpreter .venv/bin/python --out target/peers-wheel
 	.peers/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/peers-wheel/*.whl
