@@ -87,13 +87,15 @@ impl Tree {
             base,
             record,
             file,
-            is_dirty: false,
+            // Until what was left is gone.
+            is_dirty: true,
         };
         if let Ok(left) = serde_json::from_str::<RunRecord>(&text) {
             tracing::info!(pid = left.pid, "cleaning up after a run that was killed");
             strays::kill(&left.run_id);
             tree.sweep(&left)?;
         }
+        tree.is_dirty = false;
         tree.write_record()?;
         Ok(tree)
     }
@@ -442,6 +444,26 @@ mod tests {
         left.sort();
         assert_eq!(left, ["other_3", "train_4"]);
         drop(tree);
+        assert!(!dir.path().join(RUN_FILE).exists());
+    }
+
+    #[test]
+    fn what_a_cleanup_could_not_take_away_is_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = claimed(dir.path()).unwrap();
+        tree.lay_out(&documents()).unwrap();
+        let record = fs::read(dir.path().join(RUN_FILE)).unwrap();
+        // No file, so it cannot be removed as one.
+        let stuck = tree.data_dir().join("train_4.error.json");
+        drop(tree);
+        fs::create_dir(&stuck).unwrap();
+        fs::write(dir.path().join(RUN_FILE), &record).unwrap();
+        for _ in 0..2 {
+            assert!(claimed(dir.path()).is_err());
+            assert_eq!(fs::read(dir.path().join(RUN_FILE)).unwrap(), record);
+        }
+        fs::remove_dir(&stuck).unwrap();
+        drop(claimed(dir.path()).unwrap());
         assert!(!dir.path().join(RUN_FILE).exists());
     }
 
