@@ -38,6 +38,10 @@ pub(super) enum Act {
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;
 
+/// What the last sync has in any case, however long cleaning up after a kill took (unless it was given less): enough for
+/// what is small, and little beside the two minutes of an instance that is taken away.
+const LEAST_TO_SAVE: Duration = Duration::from_secs(5);
+
 /// How the stopping stands.
 #[derive(Debug)]
 pub(super) struct Stopping {
@@ -107,8 +111,12 @@ impl Stopping {
         self.cause?;
         match self.hurried {
             true => now.checked_add(reserve),
-            // A trainer that ends early leaves the rest of its time.
-            false => self.kill_at?.max(now).checked_add(reserve),
+            // A trainer that ends early leaves the rest of its time; one that is killed, and all that is waited for then,
+            // takes of this one's.
+            false => {
+                let until = self.kill_at?.checked_add(reserve)?;
+                Some(until.max(now.checked_add(reserve.min(LEAST_TO_SAVE))?))
+            }
         }
     }
 
@@ -242,7 +250,8 @@ mod tests {
         assert_eq!(until(&stopping, 5), None, "nobody has asked");
         stopping.ask(TERM, start, None);
         assert_eq!(until(&stopping, 10), Some(at(start, 150)));
-        assert_eq!(until(&stopping, 121), Some(at(start, 151)));
+        assert_eq!(until(&stopping, 121), Some(at(start, 150)));
+        assert_eq!(until(&stopping, 149), Some(at(start, 154)));
         // A notice's time is the instance's: the reserve was taken off it.
         stopping.ask(Cause::SpotTermination, start, Some(Duration::from_secs(90)));
         assert_eq!(until(&stopping, 10), Some(at(start, 120)));
