@@ -39,13 +39,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, end)
     first = state["epoch"]
     for epoch in range(first, epochs):
+        taken = 0
         for channel in channels:
             # Of this run's: FIFOs are numbered from 0 in every run.
             path = BASE / "input" / "data" / f"{channel}_{epoch - first}"
             with path.open("rb", buffering=0) as fifo:
                 while piece := fifo.read(1 << 20):
-                    state["bytes"] += len(piece)
-        state["epoch"] = epoch + 1
+                    taken += len(piece)
+        # Both at once, and not before: an epoch that is cut short is repeated as a whole.
+        state.update(epoch=epoch + 1, bytes=state["bytes"] + taken)
         save(state)
     (BASE / "model" / "model.json").write_text(json.dumps(state))
     print(f"trained on {state['bytes']} bytes in {state['epoch']} epochs")

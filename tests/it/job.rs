@@ -623,7 +623,10 @@ fn the_examples_entry_point_trains_is_interrupted_and_goes_on() {
     let output = ended(start(&epochs.to_string()));
     let out = text(&output.stdout);
     assert!(
-        out.contains(&format!("bytes in {epochs} epochs\n")),
+        out.contains(&format!(
+            "trained on {} bytes in {epochs} epochs\n",
+            17 * epochs
+        )),
         "{out} {}",
         text(&output.stderr)
     );
