@@ -48,7 +48,17 @@ fn fill(root: &Path) {
 
 /// A container's process 1: namespaces of its own, the root changed, the entry point executed.
 struct Container {
-    unshare: Child,
+    unshare: Option<Child>,
+}
+
+impl Drop for Container {
+    /// A test that failed leaves no trainer running beside the others: `--kill-child` does the rest.
+    fn drop(&mut self) {
+        if let Some(mut unshare) = self.unshare.take() {
+            let _ = unshare.kill();
+            let _ = unshare.wait();
+        }
+    }
 }
 
 impl Container {
@@ -78,20 +88,20 @@ impl Container {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         Self {
-            unshare: unshare.spawn().unwrap(),
+            unshare: Some(unshare.spawn().unwrap()),
         }
     }
 
     /// As `docker stop` does.
     fn stop(&self) {
-        let pid = self.unshare.id();
+        let pid = self.unshare.as_ref().unwrap().id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         let first: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
         rustix::process::kill_process(Pid::from_raw(first).unwrap(), Signal::TERM).unwrap();
     }
 
-    fn ended(self) -> (i32, String, String) {
-        let output = ended(self.unshare);
+    fn ended(mut self) -> (i32, String, String) {
+        let output = ended(self.unshare.take().unwrap());
         (code(&output), text(&output.stdout), text(&output.stderr))
     }
 }
