@@ -33,6 +33,7 @@ mod told;
 
 use live::Unfinished;
 use relay::Relay;
+use told::Teller;
 
 const NOTES: &str = "\
 Makes /opt/ml (or --base-dir) as SageMaker does: input/config/*.json, a directory, mount or FIFOs for each
@@ -279,8 +280,10 @@ impl Run {
         }
         let config = self.config(spec, SystemTime::now())?;
         let bar = Arc::new(Mutex::new(None));
-        let means = self.means(context, &config, &bar)?;
+        let teller = Teller::start()?;
+        let means = self.means(context, &config, (&bar, &teller))?;
         let result = Job::new(config, means).run();
+        drop(teller);
         drop(bar.lock().unwrap_or_else(PoisonError::into_inner).take());
         let summary = result.map_err(|error| self.not_started(error));
         match summary {
@@ -369,7 +372,7 @@ impl Run {
         &self,
         context: &Context,
         config: &JobConfig,
-        bar: &Arc<Mutex<Option<Progress>>>,
+        (bar, teller): (&Arc<Mutex<Option<Progress>>>, &Teller),
     ) -> Result<Means> {
         let engine = self.engine.config()?;
         let sources = config.spec.channels.iter().map(|channel| &channel.source);
@@ -406,7 +409,7 @@ impl Run {
                 },
             ));
         }
-        let (bar, quiet) = (bar.clone(), context.output.quiet);
+        let (bar, told, quiet) = (bar.clone(), teller.told(), context.output.quiet);
         let unfinished = Unfinished::default();
         means.output = self.output(context, &unfinished);
         let is_live = context.shows_progress() && !matches!(means.output, TrainerOutput::Ours);
@@ -420,7 +423,7 @@ impl Run {
                     *bar = Some(Progress::frames(true, view));
                 }
             } else if !quiet {
-                progress::suspended(|| told::tell(event));
+                told.tell(event);
             }
         }));
         Ok(means)

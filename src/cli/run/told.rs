@@ -1,18 +1,79 @@
 //! What people, logs and machines are told of a job: while it runs, and at its end.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::super::exit;
+use super::super::progress;
 use super::super::report::{self, Report, Traffic, moved};
 use super::super::size::human;
+use crate::error::{Error, Result};
 use crate::job::{Cause, JobEvent, JobSummary};
 use crate::metrics::Sink;
 
+/// What is told and not written yet, at most; a job has few events.
+const UNTOLD: usize = 64;
+
+/// Tells what happens on a thread of its own: a log whose reader stalls must not keep a trainer from being stopped.
+#[derive(Debug)]
+pub(super) struct Teller {
+    events: SyncSender<Option<JobEvent>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Its other end.
+#[derive(Debug, Clone)]
+pub(super) struct Told(SyncSender<Option<JobEvent>>);
+
+impl Teller {
+    pub(super) fn start() -> Result<Self> {
+        let (events, untold) = sync_channel(UNTOLD);
+        let thread = std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || tell_all(&untold))
+            .map_err(|error| Error::io("events", error))?;
+        Ok(Self {
+            events,
+            thread: Some(thread),
+        })
+    }
+
+    pub(super) fn told(&self) -> Told {
+        Told(self.events.clone())
+    }
+}
+
+impl Drop for Teller {
+    /// Waits until all is told.
+    fn drop(&mut self) {
+        let _ = self.events.send(None);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Told {
+    /// Does not wait: what there is no room for is not told.
+    pub(super) fn tell(&self, event: &JobEvent) {
+        if let Err(TrySendError::Full(event)) = self.0.try_send(Some(event.clone())) {
+            tracing::debug!(?event, "not told: nobody reads");
+        }
+    }
+}
+
+fn tell_all(untold: &Receiver<Option<JobEvent>>) {
+    while let Ok(Some(event)) = untold.recv() {
+        progress::suspended(|| tell(&event));
+    }
+}
+
 /// What people should know while it runs.
-pub(super) fn tell(event: &JobEvent) {
+fn tell(event: &JobEvent) {
     report::say(&match event {
         JobEvent::Training { .. } => return,
         JobEvent::InputFailed { error } => format!(
