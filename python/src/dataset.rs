@@ -198,6 +198,11 @@ impl Live {
         }
     }
 
+    fn take(&self) -> Option<Reader> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.take()
+    }
+
     fn end(&self) {
         self.ended.get_or_init(Instant::now);
     }
@@ -263,7 +268,12 @@ impl Samples {
         let live = self.live(py)?;
         loop {
             let next = py.detach(|| {
-                let mut reader = live.reader.try_lock().ok()?;
+                let mut reader = match live.reader.try_lock() {
+                    Ok(reader) => reader,
+                    // Whoever closes it has it.
+                    Err(_) if live.watch.is_stopped() => return Some(Ok(NextBatch::End)),
+                    Err(_) => return None,
+                };
                 live.began.get_or_init(Instant::now);
                 let next = match &mut *reader {
                     Some(reader) => reader.next_batch_timeout(SLICE),
@@ -291,9 +301,15 @@ impl Samples {
         Ok((!watch.is_stopped()).then(|| watch.epoch()))
     }
 
-    /// How far this consumer is, as JSON: exactly what was handed out.
-    fn state(&self, py: Python<'_>) -> PyResult<String> {
-        written(py, &self.live(py)?.watch.state())
+    /// How far this consumer is, as JSON: exactly what was handed out; or how far it was `before` the last batch.
+    #[pyo3(signature = (before=false))]
+    fn state(&self, py: Python<'_>, before: bool) -> PyResult<String> {
+        let watch = &self.live(py)?.watch;
+        let state = match before {
+            true => watch.state_before(),
+            false => watch.state(),
+        };
+        written(py, &state)
     }
 
     /// The counters and the verdict, as JSON.
@@ -307,8 +323,7 @@ impl Samples {
         py.detach(|| {
             live.watch.stop();
             live.end();
-            let mut reader = live.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            let reader = reader.take();
+            let reader = live.take();
             // Its threads are waited for, without the lock.
             drop(reader);
         });

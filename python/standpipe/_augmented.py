@@ -14,7 +14,7 @@ from typing import Any
 
 from . import _standpipe
 from ._parquet import Group
-from .dataset import Samples
+from .dataset import Placed
 from .exceptions import ConfigError
 
 __all__ = ["Lines", "Manifest"]
@@ -22,7 +22,7 @@ __all__ = ["Lines", "Manifest"]
 # Lines whose objects are one stream; the next such stream is open while one is read.
 _LINES_AHEAD = 256
 # Groups are of one line in manifests of up to so many lines, and grow with longer ones: so shares stay even, and
-# nothing # is kept for each line.
+# nothing is kept for each line.
 _GROUPS = 4096
 
 
@@ -68,7 +68,7 @@ class Manifest:
         return {name: told[name] for name in self.attributes}
 
 
-class Lines(Samples):
+class Lines(Placed):
     """The lines of one consumer."""
 
     def __init__(
@@ -80,25 +80,42 @@ class Lines(Samples):
         batched: bool,
     ) -> None:
         super().__init__(_standpipe.open_rows(manifest.groups(), settings, state), "augmented", batched)
-        ahead = {**settings, "batch_size": _LINES_AHEAD, "drop_last": False}
-        self._ahead = iter(_standpipe.open_rows(manifest.groups(), ahead, state))
         self._config = config
         self._manifest = manifest
+        # A batch that is left out, because it is small, is ahead all the same.
+        self._settings = {**settings, "batch_size": _LINES_AHEAD, "drop_last": False}
+        self._ahead: _standpipe.Samples | None = self._look_ahead(state)
         self._streams: list[tuple[_standpipe.Stream | None, Iterator[tuple[int, int]]]] = []
 
-    def __next__(self) -> Any:
-        # A batch that is left out, because it is small, is ahead all the same.
-        samples = [self._sample(place) for place in next(self._inner)]
+    def _look_ahead(self, state: str | None) -> _standpipe.Samples:
+        return _standpipe.open_rows(self._manifest.groups(), self._settings, state)
+
+    def _made(self, places: list[tuple[int, int]]) -> Any:
+        try:
+            ahead = self._ahead or self._look_ahead(self._inner.state(True))
+            self._ahead = ahead
+            samples = [self._sample(ahead, place) for place in places]
+        except BaseException as error:
+            # Where in the streams this was, nobody knows: if these lines are asked for again, they are opened anew.
+            self._let_go()
+            if self._closed and isinstance(error, Exception):
+                raise StopIteration from None
+            raise
         return samples if self._batched else samples[0]
 
-    def _sample(self, place: tuple[int, int]) -> dict[str, Any]:
+    def _sample(self, ahead: _standpipe.Samples, place: tuple[int, int]) -> dict[str, Any]:
         while True:
-            while len(self._streams) < 2 and (places := next(self._ahead, None)) is not None:
+            while len(self._streams) < 2 and (places := next(ahead, None)) is not None:
                 self._streams.append((self._open(places), iter(places)))
+            if self._closed:
+                # Perhaps one was opened when another thread had closed them all.
+                raise StopIteration
             stream, rest = self._streams[0]
             found = next(rest, None)
             if found is None:
                 self._streams.pop(0)
+                if stream is not None:
+                    stream.close()
                 continue
             sample = self._manifest.sample(*found)
             for name in self._references():
@@ -116,8 +133,14 @@ class Lines(Samples):
         return _standpipe.open_unlisted(self._config, uris) if uris else None
 
     def close(self) -> None:
-        """Stops reading."""
+        """Stops reading; also a thread that waits for a sample."""
         super().close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
         for stream, _ in self._streams:
             if stream is not None:
                 stream.close()

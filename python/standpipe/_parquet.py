@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from . import _standpipe
-from .dataset import DatasetStats, Samples
+from .dataset import DatasetStats, Placed
 from .exceptions import CorruptError, StandpipeError
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ _BLOCK_ROWS = 256
 
 def row_groups(config: _standpipe.Config, objects: Sequence[_standpipe.ObjectInfo]) -> list[Group]:
     """All groups of all files, from their footers."""
+    cancel = _standpipe.Cancel()
 
     def of(info: _standpipe.ObjectInfo) -> list[Group]:
-        footer = _footer(config, info)
+        with cancel:
+            footer = _footer(config, info)
         return [
             (info.uri, info.etag, number, footer.row_group(number).num_rows) for number in range(footer.num_row_groups)
         ]
@@ -55,6 +57,10 @@ def row_groups(config: _standpipe.Config, objects: Sequence[_standpipe.ObjectInf
     pool = ThreadPoolExecutor(_FOOTERS_AHEAD, "standpipe-footers")
     try:
         return [group for groups in pool.map(of, objects) for group in groups]
+    except BaseException:
+        # Ctrl-C, or one that failed: at its exit the interpreter waits for the pool's threads.
+        cancel.set()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -185,7 +191,10 @@ class _Tables:
         self.read_bytes = 0
 
     def prefetch(self, group: int) -> None:
-        if group not in self._loads:
+        if group in self._loads:
+            # It is wanted soon: others make room before it does.
+            self._loads.move_to_end(group)
+        else:
             self._loads[group] = _Load(lambda: self._read(group))
             self._given[group] = 0
             rows = sum(self._groups[loaded][3] for loaded in self._loads)
@@ -196,9 +205,14 @@ class _Tables:
     def table(self, group: int) -> Any:
         begun = time.monotonic()
         self.prefetch(group)
-        self._loads.move_to_end(group)
-        table = self._loads[group].wait()
-        self.waited_seconds += time.monotonic() - begun
+        try:
+            table = self._loads[group].wait()
+        except Exception:
+            # Whoever asks again gets it read again, and those ahead, which may have failed as it did.
+            self._loads.clear()
+            raise
+        finally:
+            self.waited_seconds += time.monotonic() - begun
         return table
 
     def note(self, group: int, rows: int) -> None:
@@ -243,7 +257,7 @@ class _Tables:
         return table
 
 
-class Rows(Samples):
+class Rows(Placed):
     """The rows of one consumer: dicts, or tables of ``batch_size`` rows."""
 
     def __init__(
@@ -269,7 +283,9 @@ class Rows(Samples):
 
     def __next__(self) -> Any:
         self._begun = self._begun or time.monotonic()
-        places = next(self._inner)
+        return super().__next__()
+
+    def _made(self, places: list[tuple[int, int]]) -> Any:
         epoch = self._inner.epoch
         for group in dict.fromkeys(group for group, _ in places):
             self._look_ahead(epoch, group)
@@ -296,8 +312,10 @@ class Rows(Samples):
         parts, order = [], []
         for group, ats in by_group.items():
             parts.append(self._tables.table(group).take([places[at][1] for at in ats]))
-            self._tables.note(group, len(ats))
             order += ats
+        # Not before all are there: else the same batch is asked for again.
+        for group, ats in by_group.items():
+            self._tables.note(group, len(ats))
         table = pyarrow.concat_tables(parts, promote_options="permissive")
         if order == sorted(order):
             return table

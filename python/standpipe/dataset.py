@@ -296,13 +296,15 @@ class Dataset:
     def _next_epoch(self) -> int:
         return int(self._settings["epoch"])
 
-    def _list(self) -> list[_standpipe.ObjectInfo] | None:
+    def _list(self) -> tuple[list[_standpipe.ObjectInfo], list[Group] | None] | None:
         # An augmented manifest is the listing, and is read where its lines are.
-        return None if self._attributes is not None else self.objects
+        if self._attributes is not None:
+            return None
+        return self.objects, self.row_groups if self.format == "parquet" else None
 
-    def _take_listing(self, found: list[_standpipe.ObjectInfo] | None) -> None:
+    def _take_listing(self, found: tuple[list[_standpipe.ObjectInfo], list[Group] | None] | None) -> None:
         if found is not None:
-            self._objects = found
+            self._objects, self._groups = found
 
     def stats(self) -> DatasetStats:
         """What the last iterator did, and why it is slow."""
@@ -355,6 +357,36 @@ class Samples(Iterator[Any]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Placed(Samples):
+    """Samples whose order is made in Rust, as places; what is there is fetched here. They were given out when all of it
+    is there: until then neither the iteration nor its state goes on."""
+
+    def __init__(self, inner: _standpipe.Samples, format: str, batched: bool) -> None:
+        super().__init__(inner, format, batched)
+        self._in_hand: list[tuple[int, int]] | None = None
+        self._closed = False
+
+    def __next__(self) -> Any:
+        if self._in_hand is None or self._closed:
+            self._in_hand = next(self._inner)
+        made = self._made(self._in_hand)
+        self._in_hand = None
+        return made
+
+    def _made(self, places: list[tuple[int, int]]) -> Any:
+        """The sample, or the batch. After an error it is asked for the same ones again."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self._inner.state(self._in_hand is not None))
+        return state
+
+    def close(self) -> None:
+        """Stops reading; also a thread that waits for a sample."""
+        self._closed = True
+        super().close()
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import itertools
 import json
 import pickle
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -106,6 +108,57 @@ def test_objects_of_lines_are_fetched_side_by_side(server: Server, options: Opti
         assert [int(bytes(sample["x-ref"])) for sample in found] == list(range(40))
         waited = samples.stats()["elapsed_seconds"]
     assert waited < 2.5, "one after another they take 4 s"
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_lines_that_could_not_be_read_come_next(batch_size: int | None, server: Server, options: Options) -> None:
+    def name(number: int) -> str:
+        return f"augmented-late-{batch_size}/{number}"
+
+    for number in [*range(25), *range(26, 40)]:
+        server.put(name(number), b"%d" % number)
+    lines = [json.dumps({"n": number, "x-ref": f"s3://data/{name(number)}"}) for number in range(40)]
+    uri = server.put("augmented-of/late.manifest", "\n".join(lines).encode())
+
+    def dataset() -> Dataset:
+        return Dataset(uri, attributes=["n", "x-ref"], shuffle=8, seed=1, epochs=2, batch_size=batch_size, **options)
+
+    def flat(sample: Any) -> list[int]:
+        samples = [sample] if batch_size is None else sample
+        assert all(int(bytes(one["x-ref"])) == one["n"] for one in samples), "a line and its object"
+        return [one["n"] for one in samples]
+
+    one = dataset()
+    samples = iter(one)
+    seen: list[int] = []
+    with pytest.raises(standpipe.NotFoundError):
+        for sample in samples:
+            seen += flat(sample)
+    with pytest.raises(standpipe.NotFoundError):
+        next(samples)
+    server.put(name(25), b"25")
+    again = dataset()
+    again.load_state_dict(one.state_dict())
+    whole = [number for sample in dataset() for number in flat(sample)]
+    assert sorted(whole) == sorted([*range(40)] * 2)
+    for rest in (samples, again):
+        assert seen + [number for sample in rest for number in flat(sample)] == whole
+
+
+def test_lines_are_closed_while_another_thread_waits(server: Server, options: Options) -> None:
+    server.put("augmented-close/a", b"a")
+    uri = server.put("augmented-of/close.manifest", b'{"x-ref": "s3://data/augmented-close/a"}\n')
+    server.script({"prefix": "data/augmented-close/", "effect": "latency", "first_byte_ms": 8000})
+    samples = iter(Dataset(uri, attributes=["x-ref"], **options))
+    found: list[Any] = []
+    reading = threading.Thread(target=lambda: found.append(list(samples)))
+    reading.start()
+    deadline = time.monotonic() + 20
+    while samples.stats()["samples"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    samples.close()
+    reading.join(4)
+    assert found == [[]]
 
 
 def test_what_is_wrong_with_a_manifest_names_the_line(server: Server, options: Options) -> None:

@@ -188,6 +188,34 @@ def test_a_file_that_is_replaced_is_an_error(server: Server, options: Options) -
         list(dataset)
 
 
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_what_could_not_be_read_comes_next(batch_size: int | None, server: Server, options: Options) -> None:
+    uri = server.put("parquet-late/a.parquet", written(table(0, 100), 20))
+
+    def dataset() -> Dataset:
+        return Dataset(uri, shuffle=4, seed=3, columns=["n"], batch_size=batch_size, **options)
+
+    def flat(sample: Any) -> list[int]:
+        return numbers([sample] if batch_size is None else sample.to_pylist())
+
+    whole = [number for sample in dataset() for number in flat(sample)]
+    one = dataset()
+    samples = iter(one)
+    seen = flat(next(samples))
+    server.script({"prefix": "data/parquet-late/", "effect": "status", "status": 403, "operations": ["get"]})
+    with pytest.raises(standpipe.StandpipeError):
+        for sample in samples:
+            seen += flat(sample)
+    assert len(seen) < 100
+    with pytest.raises(standpipe.StandpipeError):
+        next(samples)
+    server.request("POST", "/_fake/script/clear")
+    again = dataset()
+    again.load_state_dict(one.state_dict())
+    for rest in (samples, again):
+        assert seen + [number for sample in rest for number in flat(sample)] == whole
+
+
 def test_unusable_settings(files: tuple[str, int], options: Options) -> None:
     for wrong in ({"compression": "gzip"}, {"counts": [1]}, {"max_record_size": 5}):
         with pytest.raises(standpipe.ConfigError):

@@ -378,7 +378,7 @@ impl Samples {
             progress: self.start,
             skip: self.skip,
         };
-        self.watch.delivered(self.delivered, &self.stats);
+        self.watch.moved_on(self.delivered, &self.stats);
         if self.is_last_done() {
             return Ok(());
         }

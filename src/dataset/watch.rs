@@ -30,6 +30,8 @@ struct Shared {
 struct Told {
     /// What was delivered: what is in a batch that is not complete was not.
     delivered: Position,
+    /// The same before the last sample or batch.
+    before: Position,
     stats: Stats,
     waiting_since: Option<Instant>,
 }
@@ -50,6 +52,7 @@ impl Watch {
             stopped: AtomicBool::new(false),
             told: Mutex::new(Told {
                 delivered: resume.position,
+                before: resume.position,
                 stats: Stats::default(),
                 waiting_since: None,
             }),
@@ -63,6 +66,17 @@ impl Watch {
     /// How far the consumer is: exactly what was delivered to it, whatever was read ahead.
     pub fn state(&self) -> DatasetState {
         let delivered = self.told().delivered;
+        self.state_at(delivered)
+    }
+
+    /// How far the consumer was before the last sample or batch: for whoever has to fetch what those tell of, and could not
+    /// yet.
+    pub fn state_before(&self) -> DatasetState {
+        let before = self.told().before;
+        self.state_at(before)
+    }
+
+    fn state_at(&self, position: Position) -> DatasetState {
         let Shared {
             inputs,
             config,
@@ -71,7 +85,7 @@ impl Watch {
             ..
         } = &*self.0;
         let mut generations = earlier.clone();
-        generations.push(Generation::of(config, delivered));
+        generations.push(Generation::of(config, position));
         DatasetState::of_consumer(inputs, config, *first_epoch, generations)
     }
 
@@ -101,6 +115,14 @@ impl Watch {
     }
 
     pub(super) fn delivered(&self, position: Position, stats: &Stats) {
+        let mut told = self.told();
+        told.before = told.delivered;
+        told.delivered = position;
+        told.stats.clone_from(stats);
+    }
+
+    /// The next epoch began: nothing was delivered.
+    pub(super) fn moved_on(&self, position: Position, stats: &Stats) {
         let mut told = self.told();
         told.delivered = position;
         told.stats.clone_from(stats);
