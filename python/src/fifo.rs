@@ -1,7 +1,8 @@
 //! A channel's FIFO of Pipe mode, as records.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
@@ -42,7 +43,7 @@ pub(crate) fn open_fifo(
         let reader = EpochReader::new(&directory, &channel.parse()?, epoch, &decoding)?;
         Ok(FifoRecords {
             object: Arc::new(ObjectId::unpinned(reader.uri().clone())),
-            reader: Owned::new(Mutex::new(reader)),
+            live: Owned::new(Live::new(reader)),
             timeout: timeout.map_err(|error| Error::config("timeout", error.to_string()))?,
         })
     };
@@ -54,8 +55,74 @@ pub(crate) fn open_fifo(
 #[derive(Debug)]
 pub(crate) struct FifoRecords {
     object: Arc<ObjectId>,
-    reader: Owned<Mutex<EpochReader>>,
+    live: Owned<Live>,
     timeout: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Live {
+    /// Held by whoever waits for records, for a slice of time.
+    reader: Mutex<EpochReader>,
+    path: PathBuf,
+    /// What all others ask: one thread that waits does not keep them from it.
+    told: Told,
+    closed: AtomicBool,
+}
+
+/// What the reader said last.
+#[derive(Debug, Default)]
+struct Told {
+    received_bytes: AtomicU64,
+    opened: AtomicBool,
+    done: AtomicBool,
+}
+
+impl Live {
+    fn new(reader: EpochReader) -> Self {
+        Self {
+            path: reader.path().to_owned(),
+            reader: Mutex::new(reader),
+            told: Told::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// A slice of the wait; none if another thread is at it.
+    fn step(&self) -> Option<Result<NextRecords, Error>> {
+        let mut reader = match self.reader.try_lock() {
+            Ok(reader) => reader,
+            // Whoever closes it has it.
+            Err(_) if self.is_closed() => return Some(Ok(NextRecords::End)),
+            Err(_) => return None,
+        };
+        if self.is_closed() {
+            reader.close();
+        }
+        let next = reader.next_timeout(SLICE);
+        self.told.note(&reader);
+        Some(next)
+    }
+
+    /// Whoever waits notices, one slice later at most.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.close();
+        self.told.note(&reader);
+    }
+}
+
+impl Told {
+    fn note(&self, reader: &EpochReader) {
+        self.received_bytes
+            .store(reader.received_bytes(), Ordering::Relaxed);
+        self.opened.store(reader.was_opened(), Ordering::Relaxed);
+        self.done.store(reader.is_done(), Ordering::Relaxed);
+    }
 }
 
 #[pymethods]
@@ -66,10 +133,11 @@ impl FifoRecords {
 
     /// Records that are there, at least one, or None at the end: each as a sample of a dataset.
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
-        let reader = self.reader.get(py, "this epoch of a channel")?;
-        let begun = Instant::now();
+        let live = self.live(py)?;
+        let received_bytes = || live.told.received_bytes.load(Ordering::Relaxed);
+        let (mut silent_since, mut received) = (Instant::now(), received_bytes());
         loop {
-            let next = py.detach(|| Some(reader.try_lock().ok()?.next_timeout(SLICE)));
+            let next = py.detach(|| live.step());
             match next.ok_or_else(busy)?.map_err(|error| to_py(py, &error))? {
                 NextRecords::Records(records) => {
                     let samples: PyResult<Vec<_>> = records
@@ -81,11 +149,15 @@ impl FifoRecords {
                 NextRecords::End => return Ok(None),
                 NextRecords::TimedOut => py.check_signals()?,
             }
-            if let Some(timeout) = self.timeout.filter(|limit| begun.elapsed() >= *limit) {
+            // A large record may take longer than any silence.
+            if received_bytes() != received {
+                (silent_since, received) = (Instant::now(), received_bytes());
+            }
+            let is_over = |limit: &Duration| silent_since.elapsed() >= *limit;
+            if let Some(timeout) = self.timeout.filter(is_over) {
                 let told = format!(
                     "{} gave nothing for {timeout:?}, at offset {}: is the channel served, and does it have this epoch?",
-                    self.object.uri,
-                    self.lock(py)?.received_bytes(),
+                    self.object.uri, received,
                 );
                 return Err(PyTimeoutError::new_err(told));
             }
@@ -95,38 +167,39 @@ impl FifoRecords {
     /// The FIFO's path.
     #[getter]
     fn path(&self, py: Python<'_>) -> PyResult<PathBuf> {
-        Ok(self.lock(py)?.path().to_owned())
+        Ok(self.live(py)?.path.clone())
     }
 
     /// Bytes that came out of it.
     #[getter]
     fn received_bytes(&self, py: Python<'_>) -> PyResult<u64> {
-        Ok(self.lock(py)?.received_bytes())
+        Ok(self.live(py)?.told.received_bytes.load(Ordering::Relaxed))
     }
 
     /// Whether the FIFO was opened: then this epoch is used up, however much of it was read.
     #[getter]
     fn opened(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.lock(py)?.was_opened())
+        Ok(self.live(py)?.told.opened.load(Ordering::Relaxed))
     }
 
     /// Whether nothing is left to be read: its end was found, an error, or it was closed.
     #[getter]
     fn done(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.lock(py)?.is_done())
+        Ok(self.live(py)?.told.done.load(Ordering::Relaxed))
     }
 
-    /// Stops reading: its server goes on to the next epoch.
+    /// Stops reading: its server goes on to the next epoch. Whoever waits for records meanwhile, on another thread, finds
+    /// the end.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.lock(py)?.close();
+        let live = self.live(py)?;
+        py.detach(|| live.close());
         Ok(())
     }
 }
 
 impl FifoRecords {
-    fn lock(&self, py: Python<'_>) -> PyResult<MutexGuard<'_, EpochReader>> {
-        let reader = self.reader.get(py, "this epoch of a channel")?;
-        reader.try_lock().map_err(|_| busy())
+    fn live(&self, py: Python<'_>) -> PyResult<&Live> {
+        self.live.get(py, "this epoch of a channel")
     }
 }
 

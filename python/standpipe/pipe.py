@@ -121,6 +121,8 @@ class PipeEpoch(Iterator[Any]):
         self._inner = inner
         self._finish = _FINISH.get(format, _as_it_is)
         self._ready: Iterator[Any] = iter(())
+        self._pid = os.getpid()
+        self._was_opened = False
         self.epoch = epoch
         """Its number."""
 
@@ -128,20 +130,30 @@ class PipeEpoch(Iterator[Any]):
         while True:
             for record in self._ready:
                 return self._finish(record)
-            self._ready = iter(next(self._inner))
+            self._ready = iter(self._more())
+
+    def _more(self) -> list[Any]:
+        try:
+            return next(self._inner)
+        finally:
+            self._was_opened = self._inner.opened
 
     def batches(self) -> Iterator[list[Any]]:
         """The records that are there, at least one and at most 256 at a time: with less work for each."""
         rest = [self._finish(record) for record in self._ready]
         if rest:
             yield rest
-        for records in self._inner:
-            yield [self._finish(record) for record in records]
+        try:
+            while True:
+                yield [self._finish(record) for record in self._more()]
+        except StopIteration:
+            return
 
     @property
     def opened(self) -> bool:
         """Whether its FIFO was opened, by this iterator."""
-        return self._inner.opened
+        # A forked child can't ask its parent's.
+        return self._inner.opened if self._pid == os.getpid() else self._was_opened
 
     @property
     def path(self) -> str:
@@ -156,7 +168,9 @@ class PipeEpoch(Iterator[Any]):
     def close(self) -> None:
         """Stops reading."""
         self._ready = iter(())
-        self._inner.close()
+        # What a forked child has inherited is its parent's.
+        if self._pid == os.getpid():
+            self._inner.close()
 
     def __enter__(self) -> Self:
         return self

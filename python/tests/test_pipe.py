@@ -162,6 +162,54 @@ def test_it_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
         next(iter(PipeChannel("val", directory=tmp_path)))
 
 
+def test_a_large_record_is_no_silence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train_0")
+
+    def write() -> None:
+        with open(tmp_path / "train_0", "wb", buffering=0) as fifo:
+            for _ in range(12):
+                fifo.write(b"x" * 10)
+                time.sleep(0.1)
+            fifo.write(b"\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert list(PipeChannel("train", "lines", directory=tmp_path, timeout=0.8)) == [b"x" * 120]
+    writer.join(20)
+
+
+def test_others_ask_and_close_while_a_thread_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train_0")
+    channel = PipeChannel("train", "lines", directory=tmp_path)
+    records = iter(channel)
+    found: list[list[bytes]] = []
+    reading = threading.Thread(target=lambda: found.append(list(records)))
+    reading.start()
+    deadline = time.monotonic() + 20
+    while not records.opened and time.monotonic() < deadline:
+        assert records.received_bytes == 0 and records.path == str(tmp_path / "train_0")
+    assert channel.next_epoch == 1
+    records.close()
+    reading.join(4)
+    assert found == [[]]
+
+
+def test_a_childs_channel_goes_on_behind_its_parents(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train_0")
+    channel = PipeChannel("train", "lines", directory=tmp_path, timeout=20)
+    writer = threading.Thread(target=lambda: (tmp_path / "train_0").write_bytes(b"one\n"))
+    writer.start()
+    assert channel.next_epoch == 0 and list(channel) == [b"one"]
+    writer.join(20)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if channel.next_epoch == 1 and iter(channel).path.endswith("train_1") else 3)
+        except BaseException:
+            os._exit(4)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 def test_unusable_settings_are_told_at_once(tmp_path: Path) -> None:
     for bad in (
         {"format": "parquet"},
