@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from .options import Options
 
 __all__ = ["Ahead", "Collate", "Field", "Item", "MapDataset", "PipeDataset", "StreamingDataset"]
+
+# Numbers that a stream knows of ahead. It takes four times as many, and a batch may come on top.
+_FED_AT_MOST = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +236,23 @@ class Ahead(_Sampler[Any]):  # type: ignore[misc]
         """Whether this process draws the numbers; workers that it forked don't."""
         return self._pid == os.getpid() and bool(wanted)
 
-    def unfed(self) -> list[int]:
-        """What comes next and was not yet asked for here; counts as handed over."""
-        rest = itertools.islice(self.upcoming, self.fed, None)
-        self.fed = len(self.upcoming)
-        return [int(number) for entry in rest for number in (entry if isinstance(entry, Iterable) else (entry,))]
+    def unfed(self, room: int) -> list[int]:
+        """What comes next and was not yet asked for here, about so many numbers; counts as handed over."""
+        numbers: list[int] = []
+        for entry in itertools.islice(self.upcoming, self.fed, None):
+            if len(numbers) >= room:
+                break
+            numbers += _numbers(entry)
+            self.fed += 1
+        return numbers
+
+
+def _numbers(entry: Any) -> list[int]:
+    """Of what samplers give: a number, or a batch of them; tensors of no dimension are numbers, too."""
+    try:
+        return [operator.index(entry)]
+    except TypeError:
+        return [operator.index(number) for number in entry]
 
 
 class _Pipeline:
@@ -266,8 +282,9 @@ class _Pipeline:
             # Nothing behind them can be there.
             ahead.fed = 0
         count = len(self._objects)
-        upcoming = (range(count)[number] for number in ahead.unfed()) if self._stream is not None else ()
-        more = [*missing, *upcoming]
+        room = _FED_AT_MOST - len(self._coming) - len(missing)
+        upcoming = ahead.unfed(room) if self._stream is not None else []
+        more = [*missing, *(range(count)[number] for number in upcoming)]
         if not more:
             return
         infos = [self._objects[number] for number in more]
@@ -333,6 +350,13 @@ class StreamingDataset(_IterableDataset[Any]):  # type: ignore[misc]
         # What the copy of this process has heard.
         self._epoch = epoch
         self._loads = 0
+        self._tell_loaded()
+
+    def _tell_loaded(self) -> None:
+        """Of a state that the dataset has: the next pass goes on from it."""
+        if self._dataset._loaded_state is not None:
+            self._told.publish(self._epoch, self._dataset._loaded_state, loaded=True)
+            self._loads = self._told.loads
 
     @classmethod
     def of(cls, dataset: Dataset | Mixture, *, transform: Callable[[Any], Any] | None = None) -> Self:
@@ -343,7 +367,7 @@ class StreamingDataset(_IterableDataset[Any]):  # type: ignore[misc]
 
     @property
     def dataset(self) -> Dataset | Mixture:
-        """What it reads."""
+        """What it reads. Epochs are set and states are loaded here, not there, for workers hear of it only so."""
         return self._dataset
 
     def list_once(self) -> Self:
@@ -415,9 +439,7 @@ class StreamingDataset(_IterableDataset[Any]):  # type: ignore[misc]
             self._owner = os.getpid()
             self._told = Told(self._epoch)
             self._loads = 0
-            if self._dataset._loaded_state is not None:
-                self._told.publish(self._epoch, self._dataset._loaded_state, loaded=True)
-                self._loads = self._told.loads
+            self._tell_loaded()
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that is iterated next: from its beginning, or from a state of this epoch that was just loaded."""
@@ -492,8 +514,8 @@ class PipeDataset(_IterableDataset[Any]):  # type: ignore[misc]
 
     ::
 
-        dataset = standpipe.torch.PipeDataset("train", "recordio-protobuf", transform=lambda record:
-        record["features"]["x"]) for epoch in range(10):
+        dataset = standpipe.torch.PipeDataset("train", "recordio-protobuf", transform=features)
+        for epoch in range(10):
             for batch in torch.utils.data.DataLoader(dataset, batch_size=256, num_workers=1):
                 ...
     """
@@ -525,10 +547,12 @@ class PipeDataset(_IterableDataset[Any]):  # type: ignore[misc]
         return self._records(iter(self._channel))
 
     def _records(self, epoch: PipeEpoch) -> Iterator[Any]:
-        for record in epoch:
+        # One that is left is closed, for the next one's reader may be another process.
+        with epoch:
+            for record in epoch:
+                self._next.fill_(epoch.epoch + 1)
+                yield record if self._transform is None else self._transform(record)
             self._next.fill_(epoch.epoch + 1)
-            yield record if self._transform is None else self._transform(record)
-        self._next.fill_(epoch.epoch + 1)
 
 
 @dataclass(frozen=True, slots=True)

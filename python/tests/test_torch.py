@@ -279,6 +279,17 @@ def test_pipe_mode_epoch_by_epoch(workers: int, method: str, persistent: bool, s
         assert dataset.next_epoch == 3
 
 
+def test_a_worker_reads_on_behind_its_parent(server: Server, tmp_path: Path) -> None:
+    server.put("torch-pipe-on/a", b"".join(b"%d\n" % number for number in range(100_000)))
+    with served(server, tmp_path, "train=s3://data/torch-pipe-on/", epochs=3):
+        dataset = PipeDataset("train", "lines", transform=int, directory=tmp_path, timeout=30)
+        assert next(iter(dataset)) == 0, "a look at it"
+        loader = DataLoader(dataset, batch_size=1000, num_workers=1, multiprocessing_context="fork", timeout=30)
+        for epoch in (1, 2):
+            assert dataset.next_epoch == epoch
+            assert torch.cat(list(loader)).tolist() == list(range(100_000))
+
+
 def test_a_fifo_has_one_reader(tmp_path: Path) -> None:
     loader = DataLoader(PipeDataset("train", directory=tmp_path), num_workers=2)
     with pytest.raises(standpipe.ConfigError, match="one reader"):
@@ -393,6 +404,19 @@ def test_a_sampler_that_is_looked_ahead_of_gives_the_same(
         assert seen == [bodies[number] for number in order]
 
 
+def test_samplers_of_many_numbers_and_of_tensors_are_looked_ahead_of(bodies: list[bytes], options: Options) -> None:
+    dataset = MapDataset("s3://data/torch/", transform=lambda item: item.index, **options)
+    order = [number % 40 for number in range(90_000)]
+    many = [order[at : at + 300] for at in range(0, len(order), 300)]
+    loader = DataLoader(dataset, batch_sampler=dataset.ahead(many), collate_fn=list)
+    assert list(itertools.islice(loader, 3)) == many[:3]
+    for tensors in (torch.tensor([5, 3, 3]), [torch.tensor([5]), torch.tensor([3, 3])]):
+        batched = isinstance(tensors, list)
+        sampler = dataset.ahead(tensors, 2)
+        loader = DataLoader(dataset, collate_fn=list, **{"batch_sampler" if batched else "sampler": sampler})
+        assert [number for batch in loader for number in batch] == [5, 3, 3]
+
+
 def test_what_comes_next_is_fetched_while_a_batch_is_worked_on(
     server: Server, bodies: list[bytes], options: Options
 ) -> None:
@@ -483,7 +507,8 @@ def test_the_process_that_trains_does_not_know_how_far_workers_are(shards: str, 
     fresh = dataset.state_dict()
     loader = DataLoader(dataset, batch_size=16, num_workers=2, timeout=30)
     batches = iter(loader)
-    next(batches)
+    # One of each worker: one that begins later takes what is set meanwhile.
+    next(batches), next(batches)
     with pytest.raises(RuntimeError, match="StatefulDataLoader"):
         dataset.state_dict()
     dataset.set_epoch(1)
@@ -539,6 +564,21 @@ def test_a_loaded_state_is_used_once(
     assert len(list(loader)) == 500, "a state of another epoch is not that of this one"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_that_was_loaded_before_goes_on(workers: int, shards: str, options: Options) -> None:
+    def rank() -> standpipe.Dataset:
+        return standpipe.Dataset(shards, "lines", shuffle=20, **options)
+
+    first = rank()
+    before = [int(line) for line in itertools.islice(first, 100)]
+    second = rank()
+    second.load_state_dict(standpipe.merge_states([first.state_dict()]))
+    loader = DataLoader(StreamingDataset.of(second, transform=int), num_workers=workers, timeout=30 if workers else 0)
+    after = torch.cat(list(loader)).tolist()
+    assert sorted(before + after) == list(range(500))
+    assert len(list(loader)) == 500, "once"
+
+
 def test_a_refused_state_is_not_lost(shards: str, options: Options) -> None:
     dataset = StreamingDataset(shards, "lines", **options)
     dataset.load_state_dict({"version": 99})
@@ -587,6 +627,18 @@ def test_the_input_is_listed_once(method: str, shards: str, server: Server, opti
     for _epoch in range(2 if method == "fork" else 1):
         assert sorted(loader) == list(range(500))
     assert lists(server) == 1
+
+
+def test_footers_are_read_once(server: Server, options: Options) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    body = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"n": range(10)}), body, row_group_size=5)
+    uri = server.put("torch-footers/a.parquet", body.getvalue().to_pybytes())
+    dataset = StreamingDataset(uri, **options).list_once()
+    server.request("POST", "/_fake/log/clear")
+    again = pickle.loads(pickle.dumps(dataset.dataset))
+    assert len(again.row_groups) == 2 and not gets(server)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
