@@ -64,6 +64,14 @@ pub(crate) fn open_stream(
     let sources = sources(py, &uris)?;
     let engine = Engine::get(py, config, &schemes(&sources))?;
     let client = engine.reads().clone();
+    // A listing would take one that is missing for the beginning of others.
+    if let [only] = sources.as_slice()
+        && exact
+        && engine.is_cached
+        && only.lone_uri().is_some()
+    {
+        return Stream::over(py, engine, only.objects(&client, Lookup::Object), None);
+    }
     // One that stands alone is asked for at once; whether it is a prefix is looked up when there is no such object. But a
     // cache knows blocks of versions, and a listing tells the version.
     if let [only] = sources.as_slice()

@@ -33,6 +33,7 @@ __all__ = ["StandpipeDatasource", "read"]
 # sooner.
 _BLOCK_BYTES = 32 << 20
 _BLOCK_ROWS = 65_536
+_NOT_HERE = ("rank", "world_size", "worker", "workers", "epochs", "even", "counts", "batch_size", "drop_last", "skip")
 # Rows that are taken out of a Parquet file at once.
 _TABLE_ROWS = 8192
 
@@ -50,8 +51,8 @@ def read(
 
     Args:
         uris, format, settings: as for :class:`standpipe.Dataset`: ``columns``, ``on_error``, ``compression``,
-            ``shuffle`` (of each task's records), ``endpoint_url``, ... The tasks are the ranks, so there is no
-            ``rank``, and one epoch.
+            ``shuffle`` (of each task's records), ``manifest``, ``endpoint_url``, ... The tasks are the ranks, so
+            there is no ``rank``, and one epoch; nor are there ``attributes``.
         override_num_blocks: how many read tasks; at most as many as there are objects, or row groups.
         concurrency, ray_remote_args: as for ``ray.data.read_datasource``.
 
@@ -78,10 +79,13 @@ class StandpipeDatasource(_Datasource):
         self, uris: _api.Uris | Sequence[_standpipe.ObjectInfo], format: str | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        for name in ("rank", "world_size", "worker", "workers", "epochs", "even", "batch_size", "drop_last", "skip"):
+        for name in _NOT_HERE:
             if name in settings:
                 raise ConfigError(f"{name}: each task reads its share once: leave it out")
-        self._settings = settings
+        if "attributes" in settings:
+            raise ConfigError("attributes: lines of augmented manifests are not read here: use standpipe.Dataset")
+        # A manifest is read on the driver.
+        self._settings = {name: value for name, value in settings.items() if name != "manifest"}
         # Listed, and footers read, on the driver: tasks get what is theirs.
         self._dataset = Dataset(uris, format, **settings, rank=0, world_size=1, worker=0, workers=1)
 

@@ -56,9 +56,12 @@ def dataset(
     ``tf.io.parse_single_example``.
 
     Each iteration is the next epoch, in another order if shuffled: what ``model.fit(data, epochs=10)`` asks for. With
-    ``epochs=None`` one iteration has no end; then say ``steps_per_epoch``. TensorFlow reads ahead of the model, so
-    how far
-    a model is cannot be told from here: start anew at an epoch (``epoch=n``), or use :class:`standpipe.Dataset` itself.
+    ``epochs=None`` one iteration has no end; then say ``steps_per_epoch``. TensorFlow reads ahead of the model, so how
+    far a model is cannot be told from here: start anew at an epoch (``epoch=n``), or use :class:`standpipe.Dataset`
+    itself.
+
+    Under a strategy of ``tf.distribute``, ``model.fit`` takes an iteration more, for a look at its first batch: the
+    model's first epoch is the second one here.
 
     ::
 
@@ -84,7 +87,8 @@ def dataset(
     found = samples.format
     # What a line of JSON says has no static type: its text has.
     if found == "jsonl":
-        samples = Dataset(samples.objects, "lines", batch_size=_TOGETHER, **settings)
+        listed = {name: value for name, value in settings.items() if name != "manifest"}
+        samples = Dataset(samples.objects, "lines", batch_size=_TOGETHER, **listed)
     if found == "tar":
         if not fields:
             raise ConfigError("fields: needed for tar: which files of a sample, such as ('jpg', 'cls')")
@@ -116,6 +120,9 @@ def PipeModeDataset(
         pipe_dir: where the FIFOs are; by default where SageMaker puts them.
         epoch: the first one.
         timeout: as for :class:`standpipe.pipe.PipeChannel`.
+
+    Each iteration uses a FIFO up. Under a strategy of ``tf.distribute``, ``model.fit`` takes an iteration more, for a
+    look at its first batch: serve one epoch more than it trains.
 
     ::
 

@@ -5,7 +5,12 @@ import pickle
 
 import pytest
 from conftest import Server, content
-from standpipe.compat.s3torchconnector import S3ClientConfig, S3IterableDataset, S3MapDataset
+from standpipe.compat.s3torchconnector import (
+    S3ClientConfig,
+    S3IterableDataset,
+    S3MapDataset,
+    S3ReaderConstructor,
+)
 
 
 @pytest.fixture
@@ -55,6 +60,7 @@ def test_objects_one_after_another(server: Server, bodies: dict[str, bytes], mon
             transform=pair,
             s3client_config=UNSIGNED,
             enable_sharding=True,
+            reader_constructor=S3ReaderConstructor.range_based(buffer_size=0),
         )
         seen += list(sharded)
         assert len(list(dataset)) == 7, "without sharding everybody reads all"

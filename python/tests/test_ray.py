@@ -57,6 +57,15 @@ def test_parquet_by_row_groups(cluster: None, server: Server, options: Options) 
     assert sorted((row["n"], row["twice"]) for row in rows) == [(number, 2 * number) for number in range(117)]
 
 
+def test_a_manifest_is_read_by_the_driver(cluster: None, server: Server, options: Options) -> None:
+    for number in range(4):
+        server.put(f"ray-manifest/{number}.txt", b"%d\n" % number)
+    text = b'[{"prefix": "s3://data/ray-manifest/"}, "3.txt", "1.txt"]'
+    uri = server.put("ray-manifest-of/them.manifest", text)
+    data = standpipe.ray.read(uri, manifest=True, override_num_blocks=2, **options)
+    assert sorted(row["text"] for row in data.take_all()) == ["1", "3"]
+
+
 def test_what_blocks_hold(cluster: None, server: Server, options: Options) -> None:
     def table(name: str, body: bytes) -> Any:
         uri = server.put(f"ray-kinds/{name}", body)
@@ -93,7 +102,7 @@ def test_a_failure_of_a_task_is_the_readers(cluster: None, server: Server, optio
 
 
 def test_unusable_settings_are_told_at_once(options: Options) -> None:
-    for name in ("rank", "epochs", "batch_size", "even"):
+    for name in ("rank", "epochs", "batch_size", "even", "counts", "attributes"):
         with pytest.raises(standpipe.ConfigError, match=name):
             standpipe.ray.StandpipeDatasource("s3://data/x", "lines", **{name: 1})
     with pytest.raises(standpipe.ConfigError, match="format"):

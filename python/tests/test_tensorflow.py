@@ -109,6 +109,13 @@ def test_formats(format_: str, server: Server, options: Options) -> None:
     assert [found.numpy() for found in data] == expected
 
 
+def test_a_manifest_of_lines_of_json(server: Server, options: Options) -> None:
+    server.put("tf-manifest/a.jsonl", b'{"a": 1}\n')
+    uri = server.put("tf-manifest-of/a.manifest", b'[{"prefix": "s3://data/tf-manifest/"}, "a.jsonl"]')
+    data = standpipe.tensorflow.dataset(uri, manifest=True, **options)
+    assert [found.numpy() for found in data] == [b'{"a": 1}']
+
+
 def test_tar_samples_are_dicts_of_the_fields(server: Server, options: Options) -> None:
     samples = {f"{at:03}": {"bin": content(3000, at), "cls": b"%d" % at, "json": b"{}"} for at in range(100)}
     uri = server.put("tf-tar/a.tar", tarred(samples))

@@ -6,6 +6,7 @@ import sys
 import tarfile
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import standpipe
@@ -65,10 +66,12 @@ def test_a_missing_shard_is_an_error(server: Server) -> None:
         opener(**server.options)("s3://data/wds/none.tar", "wb")
 
 
-def test_a_missing_shard_is_no_beginning_of_others(server: Server) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_missing_shard_is_no_beginning_of_others(cached: bool, server: Server, tmp_path: Path) -> None:
     from standpipe.webdataset import opener
 
+    opened = opener(**server.options, cache=tmp_path if cached else None)
     server.put("wds-missing/a.tar.idx", b"no archive")
     with pytest.raises(FileNotFoundError):
-        opener(**server.options)("s3://data/wds-missing/a.tar").read()
-    assert opener(**server.options)("s3://data/wds-missing/a.tar.idx").read() == b"no archive"
+        opened("s3://data/wds-missing/a.tar").read()
+    assert opened("s3://data/wds-missing/a.tar.idx").read() == b"no archive"

@@ -36,7 +36,7 @@ else:
     except ImportError:  # They work without, too: nothing of torch is needed but its classes.
         _MapBase = _IterableBase = object
 
-__all__ = ["S3ClientConfig", "S3IterableDataset", "S3MapDataset", "S3Reader"]
+__all__ = ["S3ClientConfig", "S3IterableDataset", "S3MapDataset", "S3Reader", "S3ReaderConstructor"]
 
 S3Reader = ObjectFile
 """What a transform gets: a file with ``bucket`` and ``key``."""
@@ -45,6 +45,25 @@ S3Reader = ObjectFile
 def identity(reader: ObjectFile) -> ObjectFile:
     """The transform that does nothing."""
     return reader
+
+
+class S3ReaderConstructor:
+    """As that of ``s3torchconnector``, for code that says how it reads; there is one way here."""
+
+    @staticmethod
+    def sequential() -> object:
+        """For ``reader_constructor``."""
+        return S3Reader
+
+    @staticmethod
+    def range_based(buffer_size: int | None = None) -> object:
+        """The same."""
+        return S3Reader
+
+    @staticmethod
+    def default() -> object:
+        """The same."""
+        return S3Reader
 
 
 @dataclass(frozen=True)
