@@ -61,6 +61,27 @@ impl Agenda {
         channel: &Channel,
         host: Shard,
     ) -> Result<Self> {
+        Self::open_as(client, channel, host, false).await
+    }
+
+    /// The same in an order that does not depend on how the store lists: a later run goes on in it by counting.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) async fn open_repeatable(
+        client: &Arc<dyn ObjectClient>,
+        channel: &Channel,
+        host: Shard,
+    ) -> Result<Self> {
+        Self::open_as(client, channel, host, true).await
+    }
+
+    async fn open_as(
+        client: &Arc<dyn ObjectClient>,
+        channel: &Channel,
+        host: Shard,
+        is_repeatable: bool,
+    ) -> Result<Self> {
         let order = Order {
             shuffle: channel.shuffle,
             shard: channel.distribution.shard(host),
@@ -68,7 +89,8 @@ impl Agenda {
         let plan = match channel.data_type {
             S3DataType::S3Prefix => {
                 let mut objects = channel.source.objects(client, Lookup::Prefix);
-                let is_agreed_on = order.shuffle.is_some() || order.shard != Shard::WHOLE;
+                let is_agreed_on =
+                    is_repeatable || order.shuffle.is_some() || order.shard != Shard::WHOLE;
                 if is_agreed_on && channel.source.is_unordered() {
                     objects = in_key_order(objects);
                 }

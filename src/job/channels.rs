@@ -71,6 +71,8 @@ pub(super) struct Stage<'a> {
     pub(super) resume: Resume,
     /// What a trainer may hold of what it has taken.
     pub(super) resume_margin_bytes: u64,
+    /// Whether a later run may go on in the same order.
+    pub(super) is_gone_on_with: bool,
 }
 
 impl Stage<'_> {
@@ -191,6 +193,11 @@ impl LiveChannels {
 impl InputsWatch {
     pub(super) fn live(self) -> LiveChannels {
         LiveChannels(self)
+    }
+
+    /// The trainer is asked to end: a FIFO that it closes from now on was not read as far as it wanted.
+    pub(super) fn ending(&self) {
+        self.pipes.iter().for_each(Watch::ending);
     }
 
     /// How far the trainer has come in each Pipe channel.
@@ -339,7 +346,11 @@ impl Pipes {
         let how = (stage.resume, stage.means.engine.checksums);
         let opened = stage.courses.iter().map(|(course, at)| async move {
             let (channel, mut at) = (&course.channel, at.clone());
-            let content = Content::open(stage.engine, channel, stage.share(channel)).await?;
+            let (engine, share) = (stage.engine, stage.share(channel));
+            let content = match stage.is_gone_on_with {
+                true => Content::open_repeatable(engine, channel, share).await?,
+                false => Content::open(engine, channel, share).await?,
+            };
             // Some readers give up a minute after their open.
             content.agenda().ready().await?;
             if let Some(at) = &mut at {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub(super) use restore::{Restore, Restored};
 pub(super) use stored::FILE as STORED_FILE;
-pub(super) use sync::{Ending, Note, Syncer};
+pub(super) use sync::{Ending, Hold, Note, Syncer};
 
 /// How checkpoints are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Where in the data a checkpoint was made, so that a later run can go on from there.
 //!
 //! The trainer's own state does not say how far it has read, and its FIFOs cannot be rewound. So the place of every Pipe
-//! channel is noted a few times a second, and when files of the checkpoint directory go up, the note that was true *when
+//! channel is noted at every look at the checkpoint directory (twice in a settle time, every 5 s at least, and not while an
+//! upload takes longer), and when files of the checkpoint directory go up, the note that was true *when
 //! they were written* goes up behind them. A later run that restores these files begins its epoch there: its FIFOs are
 //! numbered from `_0`, their content goes on.
 //!
@@ -11,6 +12,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +26,8 @@ use crate::pipe::Position;
 /// Below the checkpoint directory; one file per host.
 const FOLDER: &str = ".standpipe";
 
-/// Notes that are kept: at two a second, ten minutes. A file that is uploaded later than that brings no cursor.
+/// Notes that are kept: at one a second (the default settle time), twenty minutes. A file that is uploaded later than that
+/// brings no cursor.
 const MAX_NOTES: usize = 1200;
 
 /// Where a channel was.
@@ -72,15 +76,23 @@ pub(super) struct Course {
     pub(super) channel: Channel,
     /// The epoch that FIFO `_0` holds, and how many of its objects were left out.
     pub(super) first_epoch: u64,
-    pub(super) skipped_objects: u64,
+    /// Shared, because one more is left out when the place turns out to be an object's end.
+    pub(super) skipped_objects: Arc<AtomicU64>,
+    /// Where the run went on. As long as nothing was read it is there.
+    begun_at: Option<ChannelCursor>,
 }
 
 impl Course {
     fn cursor(&self, at: &Position) -> ChannelCursor {
-        let skipped = if at.epoch == 0 {
-            self.skipped_objects
-        } else {
-            0
+        if let Some(begun_at) = &self.begun_at
+            && at.epoch == 0
+            && at.object.is_none()
+        {
+            return begun_at.clone();
+        }
+        let skipped = match at.epoch {
+            0 => self.skipped_objects.load(Ordering::Relaxed),
+            _ => 0,
         };
         ChannelCursor {
             source: self.channel.source.to_string(),
@@ -160,7 +172,8 @@ pub(super) fn course(
     let from_the_start = Course {
         channel: channel.clone(),
         first_epoch: 0,
-        skipped_objects: 0,
+        skipped_objects: Arc::default(),
+        begun_at: None,
     };
     let at = cursor.and_then(|cursor| cursor.channels.get(&channel.name));
     let Some(at) = at.filter(|_| resume != Resume::Off) else {
@@ -184,9 +197,11 @@ pub(super) fn course(
     }
     // The attributes of a line belong together.
     let lines = resume::lines_before(channel, at.objects_before);
-    course.skipped_objects = lines.map_or(at.objects_before, |lines| {
+    let skipped = lines.map_or(at.objects_before, |lines| {
         (lines * channel.attribute_names.len()) as u64
     });
+    course.skipped_objects = Arc::new(skipped.into());
+    course.begun_at = Some(at.clone());
     Ok((course, Some(at.clone())))
 }
 
@@ -229,6 +244,7 @@ pub(super) fn write(directory: &Path, cursor: &Cursor) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::{ObjectId, ObjectUri};
 
     fn channel(text: &str) -> Channel {
         text.parse().unwrap()
@@ -248,7 +264,8 @@ mod tests {
         let cursor = cursor_at(text, 3, 5);
         let at = |resume| {
             let (course, at) = course(&channel(text), Some(&cursor), resume).unwrap();
-            (course.first_epoch, course.skipped_objects, at.is_some())
+            let skipped = course.skipped_objects.load(Ordering::Relaxed);
+            (course.first_epoch, skipped, at.is_some())
         };
         assert_eq!(at(Resume::Off), (0, 0, false));
         assert_eq!(at(Resume::Epoch), (3, 0, false));
@@ -257,10 +274,29 @@ mod tests {
         let (course, _) = course(&channel(text), Some(&cursor), Resume::Object).unwrap();
         let mut position = Position::start(0);
         position.objects_before = 2;
+        position.object = Some(Arc::new(ObjectId::unpinned(ObjectUri::s3("b", "x"))));
         let told = course.cursor(&position);
         assert_eq!((told.epoch, told.objects_before), (3, 7));
         let told = course.cursor(&Position::start(1));
         assert_eq!((told.epoch, told.objects_before), (4, 0));
+    }
+
+    #[test]
+    fn a_run_that_has_read_nothing_is_still_where_it_went_on() {
+        let mut cursor = cursor_at("train=s3://b/", 3, 5);
+        let before = cursor.channels.get_mut("train").unwrap();
+        before.object = Some("s3://b/x".into());
+        before.offset = 7;
+        let before = before.clone();
+        let at = |resume, epoch| {
+            let (course, _) = course(&channel("train=s3://b/"), Some(&cursor), resume).unwrap();
+            course.cursor(&Position::start(epoch))
+        };
+        assert_eq!(at(Resume::Object, 0), before);
+        let next = at(Resume::Object, 1);
+        assert_eq!((next.epoch, next.offset), (4, 0));
+        let repeated = at(Resume::Epoch, 0);
+        assert_eq!((repeated.epoch, repeated.objects_before), (3, 0));
     }
 
     #[test]

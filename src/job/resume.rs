@@ -5,6 +5,9 @@
 //! not by the trainer, and the last boundary before it is taken. Where records are not known (no format, a compressed
 //! object) it is the object's beginning: data is rather read twice than left out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
@@ -40,7 +43,8 @@ pub(super) fn epoch(
     course: &Course,
     at: &ChannelCursor,
 ) -> Result<EpochStream> {
-    if let Some(line) = lines_before(channel, course.skipped_objects) {
+    let skipped = course.skipped_objects.clone();
+    if let Some(line) = lines_before(channel, skipped.load(Ordering::Relaxed)) {
         return content.epoch_from_line(course.first_epoch, line);
     }
     let (object, offset) = (at.object.clone(), at.offset);
@@ -51,7 +55,7 @@ pub(super) fn epoch(
     let at = at.clone();
     content.epoch_from(
         course.first_epoch,
-        |objects| from_cursor(objects, at),
+        |objects| from_cursor(objects, at, skipped),
         first_byte,
     )
 }
@@ -164,13 +168,16 @@ fn format_of(content_type: Option<&str>, key: &str) -> Option<RecordFormat> {
     }
 }
 
-/// An epoch's objects without those that were left behind. The first one must be the one that was read.
+/// An epoch's objects without those that were left behind. The first one must be the one that was read; if all of it was,
+/// it is one more in `skipped`.
 fn from_cursor(
     objects: BoxStream<'static, Result<ObjectMeta>>,
     at: ChannelCursor,
+    skipped: Arc<AtomicU64>,
 ) -> BoxStream<'static, Result<ObjectMeta>> {
-    let state = (objects, at.objects_before, Some(at));
-    let rest = futures::stream::try_unfold(state, |(mut objects, mut skip, mut due)| async move {
+    let state = (objects, at.objects_before, Some(at), skipped);
+    let rest = futures::stream::try_unfold(state, |state| async move {
+        let (mut objects, mut skip, mut due, skipped) = state;
         loop {
             let Some(meta) = objects.try_next().await? else {
                 // Not reached: an epoch that is over at once would look like one that was read.
@@ -183,12 +190,14 @@ fn from_cursor(
             }
             if let Some(at) = due.take() {
                 is_same(&at, &meta)?;
-                // Its last byte was taken, too.
-                if at.offset > 0 && at.offset >= meta.size_bytes {
+                // Its last byte was taken, too. Of an object that could not be listed the size is not known yet.
+                let size_bytes = meta.id.size_bytes;
+                if at.offset > 0 && size_bytes.is_some_and(|size| at.offset >= size) {
+                    skipped.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
             }
-            return Ok(Some((meta, (objects, skip, due))));
+            return Ok(Some((meta, (objects, skip, due, skipped))));
         }
     });
     rest.boxed()
@@ -216,7 +225,9 @@ fn is_same(at: &ChannelCursor, meta: &ObjectMeta) -> Result<()> {
     let Some(object) = &at.object else {
         return Ok(());
     };
-    let is_version = at.etag.is_none() || at.etag.as_deref() == meta.id.etag.as_deref();
+    let now = meta.id.etag.as_deref();
+    // What could not be listed has no ETag before it is read.
+    let is_version = now.is_none() || at.etag.is_none() || at.etag.as_deref() == now;
     match *object == meta.id.uri.to_string() && is_version {
         true => Ok(()),
         false => Err(changed(at, meta.id.uri.to_string())),
@@ -225,8 +236,6 @@ fn is_same(at: &ChannelCursor, meta: &ObjectMeta) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::client::{Depth, ListEntry, MemoryClient, ObjectClient};
     use crate::metrics::Metrics;
@@ -263,17 +272,46 @@ mod tests {
         let metas: Vec<ObjectMeta> = list().try_collect().await.unwrap();
         let mut at = at("memory://b/b", 1, 0);
         at.etag = metas[1].id.etag.as_deref().map(str::to_owned);
-        let rest: Vec<ObjectMeta> = from_cursor(list(), at.clone()).try_collect().await.unwrap();
+        let rest: Vec<ObjectMeta> = from_cursor(list(), at.clone(), Arc::default())
+            .try_collect()
+            .await
+            .unwrap();
         assert_eq!(rest, metas[1..]);
         // All of it was taken: the next one is due.
         let taken = ChannelCursor {
             offset: 1,
             ..at.clone()
         };
-        let rest: Vec<ObjectMeta> = from_cursor(list(), taken).try_collect().await.unwrap();
+        let skipped = Arc::new(AtomicU64::new(1));
+        let rest = from_cursor(list(), taken, skipped.clone());
+        let rest: Vec<ObjectMeta> = rest.try_collect().await.unwrap();
         assert_eq!(rest, metas[2..]);
+        assert_eq!(
+            skipped.load(Ordering::Relaxed),
+            2,
+            "it counts as left behind"
+        );
+        // Of one that cannot be listed nothing is known but its name: it is not taken for another, nor for an empty one.
+        let unseen = ObjectMeta {
+            id: ObjectId::unpinned(metas[1].id.uri.clone()),
+            size_bytes: 0,
+            last_modified: None,
+            checksum_algorithm: None,
+            checksum: None,
+        };
+        let taken = ChannelCursor {
+            objects_before: 0,
+            offset: 1,
+            ..at.clone()
+        };
+        let listed = futures::stream::iter([Ok(unseen.clone())]).boxed();
+        let rest = from_cursor(listed, taken, Arc::default());
+        let rest: Vec<ObjectMeta> = rest.try_collect().await.unwrap();
+        assert_eq!(rest, [unseen]);
         client.put("memory://b/b".parse().unwrap(), "new");
-        let changed: Result<Vec<_>> = from_cursor(list(), at.clone()).try_collect().await;
+        let changed: Result<Vec<_>> = from_cursor(list(), at.clone(), Arc::default())
+            .try_collect()
+            .await;
         assert!(changed.unwrap_err().to_string().contains("memory://b/b"));
         // It shrank: nothing is left behind what was read, which is no end of an epoch.
         for (objects_before, object) in [(3, None), (9, at.object.clone())] {
@@ -282,7 +320,8 @@ mod tests {
                 object,
                 ..at.clone()
             };
-            let shrunk: Result<Vec<_>> = from_cursor(list(), at).try_collect().await;
+            let shrunk: Result<Vec<_>> =
+                from_cursor(list(), at, Arc::default()).try_collect().await;
             let told = shrunk.unwrap_err().to_string();
             assert!(told.contains("not there"), "{told}");
         }

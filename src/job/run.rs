@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::artifacts::{self, MODEL, OUTPUT, Whose};
-use super::channels::{Inputs, InputsWatch, LiveChannels, Stage};
-use super::checkpoint::{self, Ending, Note, Restore, Syncer};
+use super::channels::{Inputs, InputsWatch, Stage};
+use super::checkpoint::{self, Ending, Hold, Note, Restore, Syncer};
 use super::cursor::{self, ChannelCursor, Course, Cursor};
 use super::cutoff::Cutoff;
 use super::documents::Documents;
@@ -171,6 +171,7 @@ impl Job {
             courses: &courses,
             resume: config.resume,
             resume_margin_bytes: config.resume_margin_bytes,
+            is_gone_on_with: config.spec.checkpoint.is_some(),
         };
         let inputs = Inputs::start(&stage, &config.spec.channels)?;
         if inbox.is_stopped() {
@@ -179,12 +180,12 @@ impl Job {
         if let Some(exporter) = around.exporter {
             exporter.show(inputs.watch());
         }
-        let cutoff = Cutoff::default();
+        let (cutoff, hold) = (Cutoff::default(), Hold::default());
+        let limits = || (cutoff.clone(), hold.clone());
         let sync = restored
-            .map(|restored| self.keep(restored, inputs.watch(), &courses, &cutoff))
+            .map(|restored| self.keep(restored, inputs.watch(), &courses, limits()))
             .transpose()?;
-        let live = inputs.watch().live();
-        let trained = self.train(around, &variables, live, summary);
+        let trained = self.train(around, &variables, (inputs.watch(), &hold), summary);
         summary.channels = inputs.report();
         // Not before the trainer is dead: `train` has seen to that, also when it failed.
         inputs.stop();
@@ -254,6 +255,7 @@ impl Job {
             prefix: &prefix,
             directory: &directory,
             record: &record,
+            keeps_unsettled: self.config.checkpoint.upload_unsettled,
         };
         let begun = |progress: &Arc<DownloadProgress>| {
             if let Some(tell) = &self.means.on_download {
@@ -289,7 +291,7 @@ impl Job {
         kept: Kept,
         watch: InputsWatch,
         courses: &[(Course, Option<ChannelCursor>)],
-        cutoff: &Cutoff,
+        limits: (Cutoff, Hold),
     ) -> Result<Syncer> {
         let courses: Vec<_> = courses.iter().map(|(course, _)| course.clone()).collect();
         let host = self.host();
@@ -307,7 +309,7 @@ impl Job {
             config,
             kept.restored,
             note,
-            cutoff.clone(),
+            limits,
         )
     }
 
@@ -371,10 +373,12 @@ impl Job {
         &self,
         around: &Around<'_>,
         variables: &BTreeMap<String, String>,
-        channels: LiveChannels,
+        (inputs, hold): (InputsWatch, &Hold),
         summary: &mut JobSummary,
     ) -> Result<(Stopping, Option<SystemTime>)> {
-        self.tell(JobEvent::Training { channels });
+        self.tell(JobEvent::Training {
+            channels: inputs.clone().live(),
+        });
         let inbox = around.inbox;
         let post = inbox.post();
         let begun = Instant::now();
@@ -385,6 +389,7 @@ impl Job {
             output: &self.means.output,
         };
         let mut trainer = Trainer::start(&what, move |status| post.send(Event::Ended(status)))?;
+        hold.watch(trainer.pid());
         let mut way = Way {
             stopping: Stopping::new(self.config.stop_grace),
             max_runtime: self
@@ -394,6 +399,8 @@ impl Job {
                 .and_then(|time| begun.checked_add(time)),
             killed_at: None,
             error: None,
+            inputs,
+            hold,
         };
         let status = loop {
             let look = Instant::now() + REAP_PAUSE;
@@ -403,6 +410,8 @@ impl Job {
                 break status;
             }
         };
+        // Before all that is waited for from now on: the later it is, the more of what was half written seems settled.
+        let ended_at = hold.set();
         let strays = trainer.ended();
         if strays > 0 {
             self.tell(JobEvent::Strays { count: strays });
@@ -412,8 +421,9 @@ impl Job {
         summary.cause = way.stopping.cause();
         summary.killed = way.stopping.was_killed();
         summary.error = way.error;
-        let died = summary.killed || status.is_none_or(trainer::is_violent);
-        Ok((way.stopping, died.then(SystemTime::now)))
+        let was_cut_off = status.is_none_or(|status| trainer.was_cut_off(status, strays));
+        let died = summary.killed || was_cut_off;
+        Ok((way.stopping, died.then_some(ended_at)))
     }
 
     fn variables(&self, tree: &Tree, documents: &Documents) -> Result<BTreeMap<String, String>> {
@@ -501,14 +511,16 @@ fn checkpoint_dir(spec: &CheckpointSpec, base: &Path) -> PathBuf {
 }
 
 /// The trainer's way to its end.
-struct Way {
+struct Way<'a> {
     stopping: Stopping,
     max_runtime: Option<Instant>,
     killed_at: Option<Instant>,
     error: Option<Error>,
+    inputs: InputsWatch,
+    hold: &'a Hold,
 }
 
-impl Way {
+impl Way<'_> {
     /// When to look again although nothing happens.
     fn wake(&self) -> Option<Instant> {
         let after_kill = self.killed_at.map(|at| at + AFTER_KILL);
@@ -518,7 +530,8 @@ impl Way {
             .min()
     }
 
-    /// Heeds an event, or the time. The trainer's status when it has ended; none inside when it cannot be awaited.
+    /// Heeds an event, or the time. The trainer's status when it has ended; none inside when it cannot be awaited. What is
+    /// to be done is done before it is told.
     fn on(
         &mut self,
         event: Option<Event>,
@@ -526,38 +539,44 @@ impl Way {
         tell: &dyn Fn(JobEvent),
     ) -> Option<Option<ExitStatus>> {
         let now = Instant::now();
-        let mut acts = Vec::new();
+        let (mut acts, mut told) = (Vec::new(), Vec::new());
         match event {
             Some(Event::Ended(status)) => return Some(Some(status)),
             // Not before it has ended.
             Some(Event::Saved) => {}
             Some(Event::Forward(number)) => trainer.signal(number),
-            Some(Event::Stop(cause, within)) => acts.push(self.ask(cause, now, within, tell)),
+            Some(Event::Stop(cause, within)) => acts.push(self.ask(cause, now, within, &mut told)),
             Some(Event::InputFailed(error)) => {
-                tell(JobEvent::InputFailed {
+                told.push(JobEvent::InputFailed {
                     error: error.clone(),
                 });
                 self.error.get_or_insert(error);
-                acts.push(self.ask(Cause::Input, now, None, tell));
+                acts.push(self.ask(Cause::Input, now, None, &mut told));
             }
             None => {}
         }
         if self.max_runtime.is_some_and(|at| now >= at) {
             self.max_runtime = None;
-            acts.push(self.ask(Cause::MaxRuntime, now, None, tell));
+            acts.push(self.ask(Cause::MaxRuntime, now, None, &mut told));
         }
         acts.push(self.stopping.tick(now));
         for act in acts {
             match act {
-                Act::Send(number) => trainer.signal(number),
+                Act::Send(number) => {
+                    self.inputs.ending();
+                    trainer.signal(number);
+                }
                 Act::Kill => {
-                    tell(JobEvent::Killing);
+                    // What it is writing now is half written, however long it takes to die.
+                    self.hold.set();
                     trainer.kill();
                     self.killed_at = Some(now);
+                    told.push(JobEvent::Killing);
                 }
                 Act::Nothing => {}
             }
         }
+        told.into_iter().for_each(tell);
         let is_stuck = self.killed_at.is_some_and(|at| now >= at + AFTER_KILL);
         is_stuck.then_some(None)
     }
@@ -567,10 +586,10 @@ impl Way {
         cause: Cause,
         now: Instant,
         within: Option<Duration>,
-        tell: &dyn Fn(JobEvent),
+        told: &mut Vec<JobEvent>,
     ) -> Act {
         if self.stopping.cause().is_none() {
-            tell(JobEvent::Stopping { cause });
+            told.push(JobEvent::Stopping { cause });
         }
         self.stopping.ask(cause, now, within)
     }

@@ -4,6 +4,7 @@
     reason = "what happens between fork and exec has no safe form"
 )]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
@@ -44,6 +45,8 @@ pub(super) struct Trainer {
     ears: Ears,
     /// Its number may be somebody else's since.
     is_reaped: bool,
+    /// Signals that were passed on to it and that it had a handler for.
+    heeded: Cell<u64>,
 }
 
 impl Trainer {
@@ -83,6 +86,7 @@ impl Trainer {
             terminal,
             ears: Ears::default(),
             is_reaped: false,
+            heeded: Cell::default(),
         };
         trainer.ears = heard::listen(&mut child, what.output)?;
         let waiter = std::thread::Builder::new().name("trainer".into());
@@ -95,12 +99,26 @@ impl Trainer {
         Ok(trainer)
     }
 
+    pub(super) fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
     /// Sends a signal to the process itself, as a container's runtime does: its workers are its own business.
     pub(super) fn signal(&self, number: u8) {
         if let Some(signal) = Signal::from_named_raw(i32::from(number)).filter(|_| !self.is_reaped)
         {
+            self.heeded
+                .set(self.heeded.get() | caught(self.pid) & bit_of(number.into()));
             let _ = kill_process(self.pid, signal);
         }
+    }
+
+    /// Whether it was cut off in what it was doing. A handler of a signal that was passed on has done what it wanted before
+    /// it lets the process die of the same signal, as handlers should; but of processes that had to be killed then (`strays`)
+    /// one may have been writing.
+    pub(super) fn was_cut_off(&self, status: ExitStatus, strays: usize) -> bool {
+        let has_heeded = |number| self.heeded.get() & bit_of(number) != 0;
+        is_violent(status) && !(strays == 0 && status.signal().is_some_and(has_heeded))
     }
 
     /// Takes note of orphans that have ended.
@@ -175,9 +193,38 @@ pub(super) fn is_ignored(number: i32) -> bool {
     asked == 0 && unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
+/// Whether a signal has ended a process that is still there: its memory goes first, or is dumped.
+pub(super) fn is_dying(pid: i32) -> bool {
+    // PF_DUMPCORE and PF_SIGNALED of the kernel's linux/sched.h.
+    const ENDED: u64 = 0x200 | 0x400;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: state, parent, group, session, terminal, its group, flags.
+    let flags = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & ENDED != 0)
+}
+
+/// Signals that a process has handlers for, as a set of bits.
+fn caught(pid: Pid) -> u64 {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let status = std::fs::read_to_string(path).unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .unwrap_or_default()
+}
+
+/// A signal's in such a set.
+fn bit_of(number: i32) -> u64 {
+    let place = u32::try_from(number - 1).ok();
+    place
+        .and_then(|place| 1u64.checked_shl(place))
+        .unwrap_or_default()
+}
+
 /// Whether it was cut off in what it was doing: by a signal, or, as a shell tells it of its child, by one that nobody
 /// can do anything about.
-pub(super) fn is_violent(status: ExitStatus) -> bool {
+fn is_violent(status: ExitStatus) -> bool {
     const OF_A_CHILD: [i32; 5] = [
         libc::SIGKILL,
         libc::SIGSEGV,
@@ -274,5 +321,29 @@ mod tests {
         ] {
             assert_eq!(is_violent(ExitStatus::from_raw(raw)), is_cut_off, "{raw:x}");
         }
+    }
+
+    #[test]
+    fn a_process_that_a_signal_has_ended_is_dying() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert!(!is_dying(pid.as_raw_pid()) && !is_dying(0));
+        kill_process(pid, Signal::KILL).unwrap();
+        // It stays in the kernel's table until it is waited for.
+        let since = std::time::Instant::now();
+        while !is_dying(pid.as_raw_pid()) {
+            assert!(since.elapsed().as_secs() < 30);
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn signals_have_a_bit_each() {
+        assert_eq!([0, 1, 15, 64, 65].map(bit_of), [0, 1, 1 << 14, 1 << 63, 0]);
+        // The runtime's, of which every Rust program has one.
+        let own = caught(rustix::process::getpid());
+        assert_ne!(own & bit_of(libc::SIGSEGV), 0);
+        assert_eq!(own & bit_of(libc::SIGKILL), 0);
     }
 }

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub(super) canceller: Canceller,
     pub(super) on_failure: OnFailure,
     pub(super) attendance: Attendance,
+    /// Readers were asked to end.
+    pub(super) is_ending: AtomicBool,
     /// Write ends of epochs that were cut off. They must outlive the failure, because closing one looks like an end.
     pub(super) kept: Mutex<Vec<CutOff>>,
 }
@@ -160,6 +163,10 @@ impl ChannelWriter {
                 return self.on(Event::GaveUp);
             }
             self.check_grace()?;
+            // A stream that could not even be made is told at once, too.
+            if self.feed().is_some_and(|feed| feed.failure().is_some()) {
+                self.fill(Duration::ZERO)?;
+            }
             if self.feed().is_some_and(|feed| feed.wants_filling()) {
                 self.fill(pause)?;
             } else {
@@ -361,7 +368,7 @@ impl ChannelWriter {
         match event {
             // The reader may have left right after the last byte; that is not early.
             Event::ReaderLeft => {
-                lock(&self.tracker).left();
+                lock(&self.tracker).left(self.shared.is_ending.load(Ordering::Relaxed));
                 summary.early_closes += 1;
             }
             _ => {

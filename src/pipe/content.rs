@@ -34,8 +34,26 @@ impl Content {
     pub async fn open(engine: &Prefetcher, channel: &Channel, host: Shard) -> Result<Self> {
         channel.validate(InputMode::Pipe)?;
         let agenda = Agenda::open(engine.client(), channel, host).await?;
+        Ok(Self::of(engine, channel, agenda))
+    }
+
+    /// The same for a run that a later one goes on with: the order does not depend on how the store lists.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) async fn open_repeatable(
+        engine: &Prefetcher,
+        channel: &Channel,
+        host: Shard,
+    ) -> Result<Self> {
+        channel.validate(InputMode::Pipe)?;
+        let agenda = Agenda::open_repeatable(engine.client(), channel, host).await?;
+        Ok(Self::of(engine, channel, agenda))
+    }
+
+    fn of(engine: &Prefetcher, channel: &Channel, agenda: Agenda) -> Self {
         let part_bytes = u32::try_from(channel.record_part_bytes).unwrap_or(u32::MAX);
-        Ok(Self {
+        Self {
             engine: engine.clone(),
             agenda,
             shape: Shape {
@@ -43,7 +61,7 @@ impl Content {
                 part_bytes: (channel.record_wrapper == RecordWrapper::RecordIo)
                     .then_some(part_bytes),
             },
-        })
+        }
     }
 
     /// Whether a byte of an object is a byte of the stream: only then do the objects' sizes tell the epoch's.

@@ -60,8 +60,8 @@ enum Stage {
     Streaming(Weak<Sink>),
     /// All is written. A read end of our own, which is never read from, tells what is left.
     Delivered(Option<OwnedFd>),
-    /// Its reader has closed it early: the epoch is used up.
-    Left,
+    /// Its reader has closed it early.
+    Left(Position),
 }
 
 impl Tracker {
@@ -99,8 +99,15 @@ impl Tracker {
         self.stage = Stage::Delivered(read_end);
     }
 
-    pub(super) fn left(&mut self) {
-        self.stage = Stage::Left;
+    /// Its reader has closed it early. That is what it wanted of the epoch, unless it `is_ending`: whoever was asked to end
+    /// closes first and saves then.
+    pub(super) fn left(&mut self, is_ending: bool) {
+        let at = match is_ending {
+            // The pipe's bytes are still counted: its write end is open.
+            true => self.position(),
+            false => Position::start(self.track.epoch + 1),
+        };
+        self.stage = Stage::Left(at);
     }
 
     /// Where the reader is now.
@@ -108,7 +115,7 @@ impl Tracker {
         let epoch = self.track.epoch;
         let unread = match &self.stage {
             Stage::Unopened => return Position::start(epoch),
-            Stage::Left => return Position::start(epoch + 1),
+            Stage::Left(at) => return at.clone(),
             Stage::Streaming(sink) => sink.upgrade().map(|sink| sink.unread_bytes()),
             Stage::Delivered(read_end) => match read_end.as_ref().map(fifo::unread_bytes) {
                 // Whoever sees an epoch's end has use for all before it, whatever the margin.
@@ -251,6 +258,25 @@ mod tests {
             assert!(tracker.track.begun.len() <= MANY_OBJECTS, "{n}");
         }
         assert_eq!(tracker.position().objects_before, 9_999);
+    }
+
+    #[test]
+    fn a_reader_that_leaves_because_it_is_to_end_has_not_used_up_the_epoch() {
+        for (is_ending, place) in [(false, (1, 0)), (true, (0, 40))] {
+            let (read_end, write_end) = rustix::pipe::pipe().unwrap();
+            let sink = Arc::new(Sink::of(write_end));
+            let mut tracker = Tracker::default();
+            tracker.opened(0, &sink);
+            tracker.goes_on(&piece(&object(0), 0));
+            assert!(matches!(sink.write(&[0; 64]).unwrap(), Wrote::Bytes(64)));
+            tracker.wrote(64);
+            rustix::io::read(&read_end, &mut [0; 40]).unwrap();
+            drop(read_end);
+            tracker.left(is_ending);
+            drop(sink);
+            let position = tracker.position();
+            assert_eq!((position.epoch, position.offset), place, "{is_ending}");
+        }
     }
 
     /// Bytes are counted as written after they are: for a moment the pipe holds more than is counted.

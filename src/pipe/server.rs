@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
@@ -83,6 +84,7 @@ impl PipeServer {
             canceller: Canceller::new()?,
             on_failure,
             attendance: Attendance::default(),
+            is_ending: AtomicBool::new(false),
             kept: Mutex::default(),
         });
         let writers: Vec<_> = channels
@@ -224,6 +226,11 @@ impl Watch {
             (name, lock(tracker).position())
         })
         .collect()
+    }
+
+    /// Readers were asked to end: one that leaves from now on leaves where it is, and has not used up the epoch.
+    pub(crate) fn ending(&self) {
+        self.shared.is_ending.store(true, Ordering::Relaxed);
     }
 
     /// Whether any channel has a reader now.

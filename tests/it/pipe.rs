@@ -523,6 +523,17 @@ fn drain(file: &mut File) -> Vec<u8> {
     all
 }
 
+/// P14: an epoch whose stream cannot even be made is told although nobody reads.
+#[test]
+fn a_stream_that_cannot_be_made_is_told_at_once() {
+    let stage = Stage::new(&[10]);
+    let channel = PipeChannel::new("train".parse().unwrap(), |_| {
+        Err::<ObjectReader, _>(Error::config("order", "none"))
+    });
+    let _server = stage.serve(vec![channel]).unwrap();
+    until("it is told", || !stage.failures.lock().unwrap().is_empty());
+}
+
 /// A panic of the program that serves is no end of the data either, as long as the process lives.
 #[test]
 fn a_panic_never_looks_like_the_end() {

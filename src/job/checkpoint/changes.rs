@@ -11,6 +11,9 @@ use crate::error::Error;
 /// Names of files that are being written by us; they are nobody's checkpoint.
 pub(super) const DRAFT_SUFFIX: &str = ".standpipe-tmp";
 
+/// Names of files that an earlier run's trainer may have left half written: they are for whoever wants them.
+pub(super) const UNSETTLED_SUFFIX: &str = ".standpipe-unsettled";
+
 /// What tells one state of a file from another: a rename brings another inode, a write another time or size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::job) struct Signature {
@@ -92,7 +95,10 @@ fn walk(directory: &Path, prefix: &str, seen: &mut Seen) {
             }
             continue;
         }
-        let is_ours = name.ends_with(DRAFT_SUFFIX) || is_temporary(&name);
+        let is_ours = [DRAFT_SUFFIX, UNSETTLED_SUFFIX]
+            .iter()
+            .any(|suffix| name.ends_with(suffix))
+            || is_temporary(&name);
         match std::fs::metadata(entry.path()) {
             Ok(meta) if meta.is_file() && !is_ours => {
                 seen.files.insert(path, Signature::of(&meta));
@@ -195,6 +201,11 @@ impl Ledger {
     /// A file is in S3 as it was seen.
     pub(super) fn uploaded(&mut self, path: &str, signature: Signature) {
         self.stored.insert(path.to_owned(), signature);
+    }
+
+    /// How a file was when it was seen last.
+    pub(super) fn seen(&self, path: &str) -> Option<Signature> {
+        self.seen.get(path).map(|(signature, _)| *signature)
     }
 
     /// What is in S3 and as it is here, or not here.
@@ -350,6 +361,7 @@ mod tests {
         std::fs::create_dir_all(at("sub")).unwrap();
         std::fs::write(at("sub/weights"), "w").unwrap();
         std::fs::write(at(".x.standpipe-tmp"), "half").unwrap();
+        std::fs::write(at("sub/x.standpipe-unsettled"), "half").unwrap();
         std::os::unix::fs::symlink("sub/weights", at("latest")).unwrap();
         std::os::unix::fs::symlink("sub", at("loop")).unwrap();
         std::os::unix::fs::symlink("nowhere", at("broken")).unwrap();

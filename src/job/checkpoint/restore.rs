@@ -2,8 +2,10 @@
 //!
 //! A file whose size and time are the object's is here; so is one that an earlier run has uploaded from here, if neither it
 //! nor the object has changed since ([`Stored`]). One that is newer than the object is the trainer's latest work: a run that
-//! was killed before it could upload it. It stays, and goes up. All else is downloaded as in File mode: each file appears
-//! whole, and a large one that was interrupted goes on inside.
+//! was killed before it could upload it. It stays, and goes up. (Whether it is newer its date tells, unless the object is
+//! what was uploaded from here: then it is newer whatever the clocks say.) But what the trainer may have been writing when it
+//! was killed is put aside. All else is downloaded as in File mode: each file appears whole, and a large one that was
+//! interrupted goes on inside.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,8 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 
-use super::changes::{DRAFT_SUFFIX, Scan, Signature};
-use super::stored::Stored;
+use super::changes::{DRAFT_SUFFIX, Scan, Signature, UNSETTLED_SUFFIX};
+use super::stored::{Known, Stored};
 use crate::client::{Depth, ListEntry};
 use crate::download::{Download, DownloadConfig, DownloadProgress, Stop, is_temporary, local_name};
 use crate::error::{Error, Result};
@@ -50,6 +52,8 @@ pub(in crate::job) struct Restore<'a> {
     pub(in crate::job) directory: &'a Path,
     /// Where what is stored is written down.
     pub(in crate::job) record: &'a Path,
+    /// Whether files count as whole that a trainer may have been writing when it was killed.
+    pub(in crate::job) keeps_unsettled: bool,
 }
 
 impl Restore<'_> {
@@ -61,6 +65,9 @@ impl Restore<'_> {
             name.ends_with(DRAFT_SUFFIX) && name.starts_with('.')
         });
         let known = Stored::read(self.record, self.prefix);
+        if !self.keeps_unsettled {
+            put_aside(directory, &known)?;
+        }
         let mut restored = Restored {
             stored: Stored::new(self.record, self.prefix),
             ..Restored::default()
@@ -156,6 +163,21 @@ impl Restore<'_> {
     }
 }
 
+/// Moves away what a trainer may have left half written, as long as nobody has written it since.
+fn put_aside(directory: &Path, known: &Stored) -> Result<()> {
+    for name in known.doubtful() {
+        let path = directory.join(name);
+        let is_it =
+            fs::metadata(&path).is_ok_and(|here| known.is_doubtful(name, Signature::of(&here)));
+        if is_it {
+            let aside = directory.join(format!("{name}{UNSETTLED_SUFFIX}"));
+            fs::rename(&path, &aside).map_err(|error| Error::io(&path, error))?;
+            tracing::warn!(path = %aside.display(), "an earlier run was killed while it may have been writing this: not used");
+        }
+    }
+    Ok(())
+}
+
 /// Takes away what a run that was killed had not finished. What cannot be looked at stays: it is nothing of ours.
 fn sweep(directory: &Path, is_unfinished: &dyn Fn(&str) -> bool) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -188,20 +210,17 @@ enum Needed {
     NewerHere,
 }
 
-fn is_needed(
-    path: &Path,
-    meta: &ObjectMeta,
-    is_stored: impl FnOnce(Signature) -> Option<bool>,
-) -> Needed {
+fn is_needed(path: &Path, meta: &ObjectMeta, known: impl FnOnce(Signature) -> Known) -> Needed {
     let Ok(here) = fs::metadata(path) else {
         return Needed::Fetch;
     };
     let signature = Signature::of(&here);
-    match is_stored(signature) {
-        Some(true) if here.len() == meta.size_bytes => return Needed::Same(signature),
-        // Whatever the dates say, which are of whole seconds there.
-        Some(_) => return Needed::Fetch,
-        None => {}
+    match known(signature) {
+        Known::Same if here.len() == meta.size_bytes => return Needed::Same(signature),
+        // Whatever the dates say, which are of whole seconds there, and of two clocks.
+        Known::Same | Known::ObjectChanged => return Needed::Fetch,
+        Known::FileChanged => return Needed::NewerHere,
+        Known::Unknown => {}
     }
     match (here.modified().ok(), meta.last_modified) {
         (Some(here_at), Some(there_at)) if here_at > there_at => Needed::NewerHere,
@@ -247,26 +266,40 @@ mod tests {
             checksum: None,
         };
         assert_eq!(
-            is_needed(&path, &meta(3, 10), |_| Some(true)),
+            is_needed(&path, &meta(3, 10), |_| Known::Same),
             Needed::Fetch
         );
         fs::write(&path, "abc").unwrap();
         let file = fs::File::options().append(true).open(&path).unwrap();
         file.set_modified(at(10)).unwrap();
         let same = Needed::Same(Signature::of(&fs::metadata(&path).unwrap()));
-        assert_eq!(is_needed(&path, &meta(3, 10), |_| None), same);
-        assert_eq!(is_needed(&path, &meta(4, 10), |_| None), Needed::Fetch);
-        assert_eq!(is_needed(&path, &meta(3, 9), |_| None), Needed::NewerHere);
-        // Uploaded from here, so the object is younger.
-        assert_eq!(is_needed(&path, &meta(3, 99), |_| None), Needed::Fetch);
-        assert_eq!(is_needed(&path, &meta(3, 99), |_| Some(true)), same);
+        assert_eq!(is_needed(&path, &meta(3, 10), |_| Known::Unknown), same);
         assert_eq!(
-            is_needed(&path, &meta(4, 99), |_| Some(true)),
+            is_needed(&path, &meta(4, 10), |_| Known::Unknown),
             Needed::Fetch
         );
         assert_eq!(
-            is_needed(&path, &meta(3, 9), |_| Some(false)),
+            is_needed(&path, &meta(3, 9), |_| Known::Unknown),
+            Needed::NewerHere
+        );
+        // Uploaded from here, so the object is younger.
+        assert_eq!(
+            is_needed(&path, &meta(3, 99), |_| Known::Unknown),
             Needed::Fetch
+        );
+        assert_eq!(is_needed(&path, &meta(3, 99), |_| Known::Same), same);
+        assert_eq!(
+            is_needed(&path, &meta(4, 99), |_| Known::Same),
+            Needed::Fetch
+        );
+        assert_eq!(
+            is_needed(&path, &meta(3, 9), |_| Known::ObjectChanged),
+            Needed::Fetch
+        );
+        // The object is what went up from here before: the file is newer, whatever a clock that is behind says.
+        assert_eq!(
+            is_needed(&path, &meta(3, 99), |_| Known::FileChanged),
+            Needed::NewerHere
         );
     }
 }

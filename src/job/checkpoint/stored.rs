@@ -1,5 +1,7 @@
 //! Which objects the files here are: written down beside the tree, so that the next run on this host fetches nothing that
 //! it has. Without it, or with one that is damaged, all that is in doubt is fetched.
+//!
+//! So are the files that a trainer may have been writing when it was killed: the next run must not take them for whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,22 @@ struct Content {
     /// Below which they are stored.
     prefix: String,
     files: BTreeMap<String, Copy>,
+    /// Half written, maybe, as long as they are as they are.
+    #[serde(default)]
+    doubtful: BTreeMap<String, Copy>,
+}
+
+/// What is known of a file that is here, and of an object of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// The file is the object, as far as anybody can tell without reading it.
+    Same,
+    /// It was, and somebody else has written the object since.
+    ObjectChanged,
+    /// It was, and was written to since.
+    FileChanged,
+    /// Neither is what was written down.
+    Unknown,
 }
 
 /// A file and its object.
@@ -59,7 +77,7 @@ impl Stored {
             file: file.to_owned(),
             content: Content {
                 prefix: prefix.to_string(),
-                files: BTreeMap::new(),
+                ..Content::default()
             },
         }
     }
@@ -75,12 +93,36 @@ impl Stored {
         stored
     }
 
-    /// Whether the file is this object, as far as anybody can tell without reading it: it has not changed since it was, and
-    /// the object has not, or has (somebody else has written it). None if the file has changed, or is not known.
-    pub(super) fn is(&self, path: &str, signature: Signature, etag: Option<&str>) -> Option<bool> {
-        let known = self.content.files.get(path)?;
+    /// Whether the file is this object.
+    pub(super) fn is(&self, path: &str, signature: Signature, etag: Option<&str>) -> Known {
+        let Some(known) = self.content.files.get(path) else {
+            return Known::Unknown;
+        };
         let now = Copy::new(signature, &known.etag);
-        (*known == now).then_some(etag == Some(&*known.etag))
+        // A copy of the whole tree brings other inodes, and is nobody's work.
+        let was_written = (known.bytes, known.modified) != (now.bytes, now.modified);
+        match (*known == now, etag == Some(&*known.etag)) {
+            (true, true) => Known::Same,
+            (true, false) => Known::ObjectChanged,
+            (false, true) if was_written => Known::FileChanged,
+            (false, _) => Known::Unknown,
+        }
+    }
+
+    /// The file may be half of one.
+    pub(super) fn doubt(&mut self, path: &str, signature: Signature) {
+        let copy = Copy::new(signature, "");
+        self.content.doubtful.insert(path.to_owned(), copy);
+    }
+
+    /// Files that may be half of one if they still are what they were.
+    pub(super) fn doubtful(&self) -> impl Iterator<Item = &str> {
+        self.content.doubtful.keys().map(String::as_str)
+    }
+
+    /// Whether this is such a file.
+    pub(super) fn is_doubtful(&self, path: &str, signature: Signature) -> bool {
+        self.content.doubtful.get(path) == Some(&Copy::new(signature, ""))
     }
 
     /// The file is the object. Of one without an ETag nothing is known later.
@@ -125,21 +167,30 @@ mod tests {
         let mut stored = Stored::new(&file, &prefix);
         stored.insert("a", signature, Some("\"e\""));
         stored.insert("b", signature, None);
+        stored.doubt("c", signature);
         stored.write();
         let read = Stored::read(&file, &prefix);
-        assert_eq!(read.is("a", signature, Some("\"e\"")), Some(true));
-        assert_eq!(read.is("a", signature, Some("\"f\"")), Some(false));
-        assert_eq!(read.is("a", signature, None), Some(false));
-        assert_eq!(read.is("b", signature, Some("\"e\"")), None);
+        assert_eq!(read.is("a", signature, Some("\"e\"")), Known::Same);
+        assert_eq!(read.is("a", signature, Some("\"f\"")), Known::ObjectChanged);
+        assert_eq!(read.is("a", signature, None), Known::ObjectChanged);
+        assert_eq!(read.is("b", signature, Some("\"e\"")), Known::Unknown);
         let later = Signature {
             mtime_ns: signature.mtime_ns + 1,
             ..signature
         };
-        assert_eq!(read.is("a", later, Some("\"e\"")), None);
+        assert_eq!(read.is("a", later, Some("\"e\"")), Known::FileChanged);
+        assert_eq!(read.is("a", later, Some("\"f\"")), Known::Unknown);
+        let moved = Signature {
+            inode: 8,
+            ..signature
+        };
+        assert_eq!(read.is("a", moved, Some("\"e\"")), Known::Unknown);
+        assert!(read.is_doubtful("c", signature) && !read.is_doubtful("c", later));
         let other = Stored::read(&file, &ObjectUri::s3("b", "other/"));
-        assert_eq!(other.is("a", signature, Some("\"e\"")), None);
+        assert_eq!(other.is("a", signature, Some("\"e\"")), Known::Unknown);
+        assert_eq!(other.doubtful().count(), 0);
         std::fs::write(&file, "{").unwrap();
         let damaged = Stored::read(&file, &prefix);
-        assert_eq!(damaged.is("a", signature, Some("\"e\"")), None);
+        assert_eq!(damaged.is("a", signature, Some("\"e\"")), Known::Unknown);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::job::cursor::{self, Cursor, Notes};
 use crate::job::cutoff::Cutoff;
 use crate::job::summary::CheckpointReport;
+use crate::job::trainer::is_dying;
 use crate::job::upload::{Uploaded, upload};
 use crate::object::ObjectUri;
 use crate::runtime;
@@ -30,6 +33,39 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(in crate::job) struct Ending {
     /// When the trainer was killed, or died: what it was writing then is nobody's checkpoint. None if it ended by itself.
     pub(in crate::job) died: Option<SystemTime>,
+}
+
+/// From the moment on that a trainer is killed, or dies, nothing settles any more: nobody looks until the last look.
+#[derive(Debug, Clone, Default)]
+pub(in crate::job) struct Hold(Arc<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    since: Mutex<Option<SystemTime>>,
+    /// 0 before there is one.
+    trainer: AtomicI32,
+}
+
+impl Hold {
+    /// Whose death it is about. That may take long (a core dump, much memory), and is told at its end only.
+    pub(in crate::job) fn watch(&self, trainer: i32) {
+        self.0.trainer.store(trainer, Ordering::Relaxed);
+    }
+
+    /// It is over with the trainer; since when, as far as anybody has noticed.
+    pub(in crate::job) fn set(&self) -> SystemTime {
+        let mut since = self.0.since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since.get_or_insert_with(SystemTime::now)
+    }
+
+    fn is_set(&self) -> bool {
+        let since = *self.0.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_dying = since.is_none() && is_dying(self.0.trainer.load(Ordering::Relaxed));
+        if is_dying {
+            self.set();
+        }
+        since.is_some() || is_dying
+    }
 }
 
 /// Keeps S3 like a directory until it is told to finish. Dropping it ends it without a last look.
@@ -48,7 +84,7 @@ impl Syncer {
         config: CheckpointConfig,
         restored: Restored,
         note: Option<Note>,
-        cutoff: Cutoff,
+        (cutoff, hold): (Cutoff, Hold),
     ) -> Result<Self> {
         let (sender, orders) = channel();
         let mut keeper = Keeper {
@@ -65,8 +101,10 @@ impl Syncer {
                 ..CheckpointReport::default()
             },
             cutoff,
+            hold,
             note,
             notes: Notes::default(),
+            written: None,
         };
         // Before there is a trainer: nothing was read.
         keeper.take_note();
@@ -133,8 +171,11 @@ struct Keeper {
     stored: Stored,
     report: CheckpointReport,
     cutoff: Cutoff,
+    hold: Hold,
     note: Option<Note>,
     notes: Notes,
+    /// When the oldest file was written of those that went up since the last cursor.
+    written: Option<i128>,
 }
 
 impl Keeper {
@@ -142,7 +183,9 @@ impl Keeper {
         let pause = (self.config.settle / 2).clamp(Duration::from_millis(20), LONGEST_PAUSE);
         let ending = loop {
             match orders.recv_timeout(pause) {
+                Err(RecvTimeoutError::Timeout) if self.hold.is_set() => {}
                 Err(RecvTimeoutError::Timeout) => {
+                    self.take_note();
                     // It may go better the next time; the last look insists.
                     if let Err(error) = self.look(self.config.settle, i128::MIN) {
                         tracing::warn!(%error, "checkpoints are not in S3 yet");
@@ -160,15 +203,28 @@ impl Keeper {
                 let before = died.checked_sub(self.config.settle).unwrap_or(UNIX_EPOCH);
                 let before = before.duration_since(UNIX_EPOCH).unwrap_or_default();
                 let before = i128::try_from(before.as_nanos()).unwrap_or(i128::MAX);
-                self.look(Duration::MAX, before)
+                let result = self.look(Duration::MAX, before);
+                self.doubt();
+                result
             }
         };
         self.report.last_sync_seconds = begun.elapsed().as_secs_f64();
         (self.report, result)
     }
 
+    /// The next run in this tree must not take for whole what was left out.
+    fn doubt(&mut self) {
+        for path in &self.report.unsettled_files {
+            if let Some(signature) = self.ledger.seen(path) {
+                self.stored.doubt(path, signature);
+            }
+        }
+        if !self.report.unsettled_files.is_empty() {
+            self.stored.write();
+        }
+    }
+
     fn look(&mut self, settle: Duration, settled_before_ns: i128) -> Result<()> {
-        self.take_note();
         let seen = scan(&self.directory);
         let due = self
             .ledger
@@ -189,7 +245,7 @@ impl Keeper {
     fn act(&mut self, due: &Due) -> Outcome {
         let before = (self.report.uploaded_files, self.report.deleted_files);
         let result = self
-            .upload_all(&due.upload)
+            .upload_all(due)
             .and_then(|()| self.delete_all(&due.delete));
         let after = (self.report.uploaded_files, self.report.deleted_files);
         Outcome {
@@ -198,13 +254,17 @@ impl Keeper {
         }
     }
 
-    fn upload_all(&mut self, due: &[(String, Signature)]) -> Result<()> {
-        let (mut oldest, mut unreadable) = (None, None);
-        let mut cut_off = false;
-        for (path, signature) in due {
+    fn upload_all(&mut self, due: &Due) -> Result<()> {
+        let mut unreadable = None;
+        // What waits may be of the same checkpoint as what goes up.
+        let mut is_whole = due.unsettled.iter().all(|path| cursor::is_ours(path));
+        for (path, signature) in &due.upload {
             let file = match self.open(path, *signature) {
                 Ok(Some(file)) => file,
-                Ok(None) => continue,
+                Ok(None) => {
+                    is_whole = false;
+                    continue;
+                }
                 // As with what could not be looked at.
                 Err(error) => {
                     unreadable.get_or_insert(error);
@@ -214,20 +274,17 @@ impl Keeper {
             // In their order: what comes after a failure may point to what failed.
             match self.upload(path, *signature, file)? {
                 Sent::Stored if !cursor::is_ours(path) => {
-                    oldest.get_or_insert(signature.mtime_ns);
+                    let written = self.written.get_or_insert(signature.mtime_ns);
+                    *written = signature.mtime_ns.min(*written);
                 }
-                Sent::Stored | Sent::Changed => {}
-                Sent::CutOff => {
-                    cut_off = true;
-                    break;
-                }
+                Sent::Stored => {}
+                Sent::Changed => is_whole = false,
+                Sent::CutOff => return Err(self.out_of_time(&due.upload)),
             }
         }
-        if let Some(mtime_ns) = oldest.filter(|_| !cut_off) {
+        if let Some(mtime_ns) = self.written.filter(|_| is_whole) {
             self.upload_cursor(cursor::time_of(mtime_ns))?;
-        }
-        if cut_off {
-            return Err(self.out_of_time(due));
+            self.written = None;
         }
         unreadable.map_or(Ok(()), Err)
     }
@@ -268,13 +325,14 @@ impl Keeper {
 
     fn take_note(&mut self) {
         if let Some(note) = &self.note {
-            let now = SystemTime::now();
-            self.notes.add(now, note(now));
+            let cursor = note(SystemTime::now());
+            // Not before it was true: what was written in between would be matched to a later place than its own.
+            self.notes.add(SystemTime::now(), cursor);
         }
     }
 
-    /// Where the trainer was when the oldest of these files was written goes behind them: should it not arrive, the data
-    /// in between is read twice, not left out.
+    /// Where the trainer was when the oldest of these files was written goes behind them, once nothing waits that may belong
+    /// to them: should it not arrive, the data in between is read twice, not left out.
     fn upload_cursor(&mut self, written: SystemTime) -> Result<()> {
         let Some(cursor) = self.notes.at(written) else {
             return Ok(());

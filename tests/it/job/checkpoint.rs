@@ -140,6 +140,26 @@ fn what_is_saved_on_sigterm_is_in_s3() {
     assert_eq!(host.object("ckpt/last").unwrap(), b"saved");
 }
 
+/// J21: so is what a handler saves that lets the signal have its way then, as handlers should.
+#[test]
+fn what_is_saved_before_a_command_dies_of_sigterm_is_in_s3() {
+    let host = Host::new();
+    let script = r#"cd "$SAGEMAKER_BASE_DIR/checkpoints"
+        trap 'printf saved > last; trap - TERM; kill -TERM $$' TERM
+        touch ../../ready; while :; do sleep 0.01; done"#;
+    let child = host.start(&CHECKPOINT, script);
+    host.wait_for("ready");
+    signal(&child, Signal::TERM);
+    let ran = Ran::of(ended(child));
+    assert_eq!(
+        (ran.code, &ran.json["trainer_exit_code"]),
+        (143, &143.into()),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(host.object("ckpt/last").unwrap(), b"saved");
+}
+
 /// J22: a last sync that fails is the run's failure, unless the trainer failed itself.
 #[test]
 fn a_checkpoint_that_cannot_be_kept_is_told() {
@@ -369,7 +389,7 @@ fn the_stream_goes_on_where_the_checkpoint_was_made() {
     };
     // All three objects fit into the pipe: what lies in there was not read.
     let half = r#"cd "$SAGEMAKER_BASE_DIR"; exec 3< input/data/train_0
-        dd bs=1000 count=150 iflag=fullblock <&3 2>/dev/null >/dev/null; sleep 0.5; printf x > checkpoints/state"#;
+        dd bs=1000 count=150 iflag=fullblock <&3 2>/dev/null >/dev/null; sleep 2; printf x > checkpoints/state"#;
     host.run(&flags("off"), half).succeeded();
     let cursor: serde_json::Value =
         serde_json::from_slice(&host.object("ckpt/.standpipe/cursor-0.json").unwrap()).unwrap();
@@ -394,7 +414,7 @@ fn the_stream_goes_on_where_the_checkpoint_was_made() {
         );
     }
     // Read to its end: the next epoch.
-    let whole = r#"cd "$SAGEMAKER_BASE_DIR"; cat input/data/train_0 > /dev/null; sleep 0.5; printf y > checkpoints/state"#;
+    let whole = r#"cd "$SAGEMAKER_BASE_DIR"; cat input/data/train_0 > /dev/null; sleep 2; printf y > checkpoints/state"#;
     host.run(&flags("object"), whole).succeeded();
     let cursor: serde_json::Value =
         serde_json::from_slice(&host.object("ckpt/.standpipe/cursor-0.json").unwrap()).unwrap();
@@ -412,9 +432,11 @@ fn the_stream_goes_on_where_the_checkpoint_was_made() {
         r#"cat "$SAGEMAKER_BASE_DIR/input/data/train_0""#,
     );
     assert_ne!(ran.code, 0);
+    let told = ran.json["error"]["message"].as_str().unwrap_or_default();
     assert!(
-        ran.stderr.contains("the input has changed"),
-        "{}",
-        ran.stderr
+        told.contains("the input has changed"),
+        "{} {}",
+        ran.stderr,
+        ran.json
     );
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fake_s3::{Effect, Latency, Operation, Rule};
+use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use super::{Host, Ran};
@@ -31,14 +32,16 @@ impl Host {
 }
 
 /// J29: what a trainer was writing when it was killed, or died, takes no place of a whole object: it is left out and named,
-/// unless `--checkpoint-unsettled` says otherwise.
+/// unless `--checkpoint-unsettled` says otherwise. The next run in the tree does not take it for whole either.
 #[test]
 fn what_a_killed_trainer_had_half_written_is_not_saved() {
     let script = r#"cd "$SAGEMAKER_BASE_DIR/checkpoints"; printf good > latest; touch ../../ready
         while [ ! -e ../../saved ]; do sleep 0.01; done
         printf ha > latest; printf new > other; kill -9 $$"#;
+    // On a machine that is busy the end is noticed late.
+    let flags = [&CHECKPOINT[..2], &["--checkpoint-settle", "2"]].concat();
     let run = |host: &Host, more: &[&str]| {
-        let child = host.start(&[&CHECKPOINT[..], more].concat(), script);
+        let child = host.start(&[&flags[..], more].concat(), script);
         host.wait_for("ready");
         wait_for("it is saved", || host.object("ckpt/latest").is_some());
         fs::write(host.beside("saved"), "").unwrap();
@@ -54,6 +57,15 @@ fn what_a_killed_trainer_had_half_written_is_not_saved() {
     assert!(ran.stderr.contains("latest, other"), "{}", ran.stderr);
     // What is here is newer than the object: it stays for who wants it.
     assert_eq!(fs::read(host.at("checkpoints/latest")).unwrap(), b"ha");
+    let found =
+        r#"cd "$SAGEMAKER_BASE_DIR/checkpoints"; test "$(cat latest)" = good && test ! -e other"#;
+    host.run(&flags, found).succeeded();
+    assert_eq!(host.object("ckpt/latest").unwrap(), b"good");
+    assert_eq!(host.object("ckpt/other"), None);
+    let aside = fs::read(host.at("checkpoints/latest.standpipe-unsettled"));
+    assert_eq!(aside.unwrap(), b"ha");
+    assert!(host.at("checkpoints/other.standpipe-unsettled").exists());
+    assert_eq!(host.object("ckpt/latest.standpipe-unsettled"), None);
 
     let host = Host::new();
     let ran = run(&host, &["--checkpoint-unsettled"]);
@@ -102,7 +114,7 @@ fn saving_is_ended_by_a_second_signal() {
     let host = Host::new();
     host.slow_puts("bkt/out/");
     let script = r#"printf weights > "$SAGEMAKER_BASE_DIR/model/w"; touch finished"#;
-    let child = host.start(&["--output", "s3://bkt/out/", "--name", "job"], script);
+    let mut child = host.start(&["--output", "s3://bkt/out/", "--name", "job"], script);
     host.wait_for("finished");
     let puts = || {
         host.server
@@ -111,9 +123,15 @@ fn saving_is_ended_by_a_second_signal() {
             .any(|entry| entry.operation == Operation::Put)
     };
     wait_for("it is being saved", puts);
-    signal(&child, Signal::TERM);
-    std::thread::sleep(Duration::from_millis(300));
-    signal(&child, Signal::TERM);
+    // Two that come at once are one; a third changes nothing.
+    wait_for("it has ended", || {
+        let has_ended = child.try_wait().unwrap().is_some();
+        if !has_ended {
+            signal(&child, Signal::TERM);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        has_ended
+    });
     let ran = Ran::of(ended(child));
     assert_eq!(
         (ran.code, &ran.json["trainer_exit_code"]),
@@ -144,6 +162,30 @@ fn nobody_reads_the_log() {
     let output = ended(child);
     assert_eq!(output.status.code(), Some(143));
     assert_eq!(host.object("ckpt/last").unwrap(), b"saved");
+}
+
+/// J9: nor does a log whose reader has stalled.
+#[test]
+fn nobody_reads_on_in_the_log() {
+    let host = Host::new();
+    let script = r#"cd "$SAGEMAKER_BASE_DIR/checkpoints"; exec 2>/dev/null >/dev/null
+        trap '' TERM; printf saved > last; touch ../../ready; while :; do sleep 0.01; done"#;
+    let (log, full) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+    rustix::io::ioctl_fionbio(&full, true).unwrap();
+    while rustix::io::write(&full, &[0; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&full, false).unwrap();
+    let flags = [&CHECKPOINT[..], &["--stop-grace", "1"]].concat();
+    let mut command = host.command(&flags, script);
+    command.stdout(Stdio::piped()).stderr(full);
+    let child = command.spawn().unwrap();
+    drop(command);
+    host.wait_for("ready");
+    signal(&child, Signal::TERM);
+    // That it is asked to end, and that it is killed, is told before that, and not read.
+    wait_for("it is saved", || host.object("ckpt/last").is_some());
+    wait_for("the tree is given back", || host.left().is_empty());
+    drop(log);
+    assert_eq!(Ran::of(ended(child)).code, 143);
 }
 
 /// J9: SIGHUP that we were told to ignore (`nohup`) is ignored, by the trainer, too.
@@ -215,7 +257,17 @@ fn a_log_tells_the_summary() {
 
 /// A terminal of its own, whose keys are what is written to it.
 struct Terminal {
-    script: Child,
+    script: Option<Child>,
+}
+
+impl Drop for Terminal {
+    /// A test that failed leaves nothing running beside the others: whatever is on the terminal is hung up.
+    fn drop(&mut self) {
+        if let Some(mut script) = self.script.take() {
+            let _ = script.kill();
+            let _ = script.wait();
+        }
+    }
 }
 
 impl Terminal {
@@ -239,19 +291,23 @@ impl Terminal {
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         Self {
-            script: terminal.spawn().unwrap(),
+            script: Some(terminal.spawn().unwrap()),
         }
     }
 
+    fn script(&mut self) -> &mut Child {
+        self.script.as_mut().unwrap()
+    }
+
     fn press(&mut self, keys: &str) {
-        let stdin = self.script.stdin.as_mut().unwrap();
+        let stdin = self.script().stdin.as_mut().unwrap();
         stdin.write_all(keys.as_bytes()).unwrap();
         stdin.flush().unwrap();
     }
 
     /// The exit code, and all that was on the screen.
-    fn ended(self) -> (i32, String) {
-        let output = ended(self.script);
+    fn ended(mut self) -> (i32, String) {
+        let output = ended(self.script.take().unwrap());
         let screen = String::from_utf8_lossy(&output.stdout).into_owned();
         (output.status.code().unwrap_or(-1), screen)
     }

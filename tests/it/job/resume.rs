@@ -35,7 +35,7 @@ impl Host {
     fn taken_then_killed(&self, channel: &str, more: &[&str], taken: usize) {
         let script = format!(
             r#"cd "$SAGEMAKER_BASE_DIR"; exec 3< input/data/train_0
-            dd bs={taken} count=1 iflag=fullblock <&3 2>/dev/null > ../first; sleep 1
+            dd bs={taken} count=1 iflag=fullblock <&3 2>/dev/null > ../first; sleep 2
             printf x > checkpoints/state; while :; do sleep 0.01; done"#
         );
         let child = self.start_unheard(&flags(channel, more), &script);
@@ -142,7 +142,7 @@ fn a_run_that_went_on_is_gone_on_with() {
     let before = host.cursor();
     // The second run begins at byte 12,003 and takes 9,004 more.
     let script = r#"cd "$SAGEMAKER_BASE_DIR"; exec 3< input/data/train_0
-        dd bs=9004 count=1 iflag=fullblock <&3 2>/dev/null > ../second; sleep 1; printf y > checkpoints/state; sleep 0.5"#;
+        dd bs=9004 count=1 iflag=fullblock <&3 2>/dev/null > ../second; sleep 2; printf y > checkpoints/state"#;
     host.run(&flags(channel, &hosts), script).succeeded();
     fs::remove_dir_all(host.at("")).unwrap();
     assert_ne!(host.cursor(), before);
@@ -161,6 +161,58 @@ fn a_run_that_went_on_is_gone_on_with() {
     names.dedup();
     assert_eq!(names.len(), 3);
     assert_eq!(next.len(), 30_000);
+}
+
+/// J26: a trainer that closes its FIFO before it saves what it was asked to save has not used up the epoch.
+#[test]
+fn a_trainer_that_closes_first_and_saves_then_goes_on_in_the_epoch() {
+    let host = Host::new();
+    // More than a pipe holds.
+    let object = |name| lines(name).repeat(200);
+    for name in ['a', 'b', 'c'] {
+        host.server
+            .put("bkt", &format!("pos/{name}.csv"), &object(name));
+    }
+    let all = [object('a'), object('b'), object('c')].concat();
+    let channel = "train=s3://bkt/pos/,mode=pipe";
+    let script = r#"cd "$SAGEMAKER_BASE_DIR"; exec 3< input/data/train_0
+        trap 'exec 3<&-; sleep 1; printf x > checkpoints/state; exit 0' TERM
+        dd bs=2500005 count=1 iflag=fullblock <&3 2>/dev/null > ../first; sleep 1
+        touch ../ready; while :; do sleep 0.01; done"#;
+    let child = host.start(&flags(channel, &["--resume-margin", "0"]), script);
+    host.wait_for("ready");
+    signal(&child, Signal::TERM);
+    let ran = Ran::of(ended(child));
+    assert_eq!(ran.code, 143, "{}", ran.stderr);
+    fs::remove_dir_all(host.at("")).unwrap();
+    let (rest, next) = host.goes_on(channel, &["--resume", "offset"]);
+    assert!(rest == all[2_500_005..], "{} bytes", rest.len());
+    assert_eq!(next.len(), all.len());
+}
+
+/// J26: a checkpoint of several files has no cursor before the last of them is in S3.
+#[test]
+fn a_cursor_waits_for_all_of_a_checkpoint() {
+    let host = Host::new();
+    host.server.put("bkt", "pos/a.csv", &lines('a'));
+    let script = r#"cd "$SAGEMAKER_BASE_DIR"; exec 3< input/data/train_0
+        dd bs=5000 count=1 iflag=fullblock <&3 2>/dev/null > ../first; sleep 1
+        printf x > checkpoints/optimizer
+        while [ ! -e ../enough ]; do printf x >> checkpoints/model; sleep 0.02; done
+        while :; do sleep 0.01; done"#;
+    let more = ["--resume-margin", "0"];
+    let child = host.start_unheard(&flags("train=s3://bkt/pos/,mode=pipe", &more), script);
+    wait_for("half of it is in S3", || {
+        host.object("ckpt/optimizer").is_some()
+    });
+    // Several looks.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(host.cursor().is_null(), "{}", host.cursor());
+    fs::write(host.beside("enough"), "").unwrap();
+    wait_for("the cursor is in S3", || !host.cursor().is_null());
+    assert!(host.object("ckpt/model").is_some());
+    signal(&child, Signal::KILL);
+    ended(child);
 }
 
 /// J26: objects that inflate to nothing count: a compressed channel goes on at the right object.
