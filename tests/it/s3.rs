@@ -794,7 +794,7 @@ async fn place_of_the_first_get(keys: u64) -> usize {
     // Of the small object, only so much is waited for; a HEAD for its checksum and the next page go beside it.
     assert_eq!(first.bytes.len(), 4 << 10);
     let log = server.log();
-    assert!(log[0].query.ends_with("max-keys=64"), "{}", log[0].query);
+    assert!(log[0].query.ends_with("max-keys=16"), "{}", log[0].query);
     let is_first = |request: &fake_s3::LogEntry| request.range.as_deref() == Some("bytes=0-4095");
     let at = log.iter().position(is_first);
     let at = at.unwrap();

@@ -78,8 +78,8 @@ fn what_a_killed_trainer_had_half_written_is_not_saved() {
 fn the_last_sync_has_a_limit() {
     let host = Host::new();
     host.slow_puts("bkt/ckpt/");
-    let script = r#"cd "$SAGEMAKER_BASE_DIR/checkpoints"; touch ../../ready
-        trap 'printf 1 > a; printf 2 > b; exit 0' TERM; while :; do sleep 0.01; done"#;
+    let script = r#"cd "$SAGEMAKER_BASE_DIR/checkpoints"
+        trap 'printf 1 > a; printf 2 > b; exit 0' TERM; touch ../../ready; while :; do sleep 0.01; done"#;
     let flags = [&CHECKPOINT[..], &["--stop-grace", "1", "--sync-grace", "1"]].concat();
     let child = host.start(&flags, script);
     host.wait_for("ready");
