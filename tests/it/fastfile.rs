@@ -41,7 +41,7 @@ fn needs_fuse() {
     );
 }
 
-fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     let started = Instant::now();
     while !happened() {
         assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
