@@ -88,6 +88,16 @@ def options(server: Server) -> Options:
     return server.options
 
 
+@pytest.fixture
+def shards(server: Server) -> str:
+    """Lines 0 to 499, in objects of different sizes."""
+    first = 0
+    for index, size in enumerate([100, 7, 0, 250, 43, 100]):
+        server.put(f"numbers/{index}.txt", b"".join(b"%d\n" % number for number in range(first, first + size)))
+        first += size
+    return "s3://data/numbers/"
+
+
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have settings; none of them is a test's."""

@@ -109,16 +109,6 @@ def test_tensors_see_a_chunk_without_a_copy(server: Server, bodies: list[bytes],
     assert int(tensor.sum()) == sum(body) and len(tensor) == len(body) > 0
 
 
-@pytest.fixture
-def shards(server: Server) -> str:
-    """Lines 0 to 499, in objects of different sizes."""
-    first = 0
-    for index, size in enumerate([100, 7, 0, 250, 43, 100]):
-        server.put(f"torch-lines/{index}.txt", b"".join(b"%d\n" % number for number in range(first, first + size)))
-        first += size
-    return "s3://data/torch-lines/"
-
-
 @pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (2, "fork"), (2, "spawn")])
 def test_a_loader_streams_every_sample_once(workers: int, method: str, shards: str, options: Options) -> None:
     dataset = StreamingDataset(shards, "lines", shuffle=50, seed=2, transform=int, **options)
@@ -630,8 +620,9 @@ def test_the_input_is_listed_once(method: str, shards: str, server: Server, opti
 
 
 def test_footers_are_read_once(server: Server, options: Options) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    import pyarrow.parquet
+
     body = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.table({"n": range(10)}), body, row_group_size=5)
     uri = server.put("torch-footers/a.parquet", body.getvalue().to_pybytes())

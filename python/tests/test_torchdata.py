@@ -7,22 +7,11 @@ from typing import Any
 import pytest
 import standpipe
 import torch
-from conftest import Server
 from standpipe import Options
 from standpipe.torch import StreamingDataset
 from standpipe.torchdata import SourceNode
 from torchdata.nodes import Batcher, Loader, Mapper, Prefetcher
 from torchdata.stateful_dataloader import StatefulDataLoader
-
-
-@pytest.fixture
-def shards(server: Server) -> str:
-    """Lines 0 to 499, in objects of different sizes."""
-    first = 0
-    for index, size in enumerate([100, 7, 0, 250, 43, 100]):
-        server.put(f"torchdata/{index}.txt", b"".join(b"%d\n" % number for number in range(first, first + size)))
-        first += size
-    return "s3://data/torchdata/"
 
 
 def dataset(uri: str, options: Options, **settings: Any) -> standpipe.Dataset:
